@@ -1,0 +1,29 @@
+//! The control protocol of a distributed virtual machine (DVM) as one value.
+//!
+//! A [`Member`] is one kernel's part in the ring: it holds no socket, no clock, no source of entropy and no thread.
+//! The daemon and the simulator drive the same code, by one contract:
+//!
+//! 1. call [`Member::handle`] with the time and an [`Input`];
+//! 2. call [`Member::poll_output`] until it returns `None` and carry the outputs out in order;
+//! 3. wait for the next input, or for [`Member::next_deadline`] and then hand in [`Input::Wake`].
+//!
+//! The crate is `no_std` so that the compiler proves the absence of IO; it iterates ordered maps only, so equal
+//! inputs give equal outputs. `docs/protocol.md` describes the protocol and its invariants.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod config;
+pub mod ids;
+mod io;
+mod member;
+mod prng;
+pub mod state;
+pub mod view;
+pub mod wire;
+
+pub use config::{Config, ConfigError, Merge, Partition};
+pub use io::{Answer, Delivery, Input, Output, Receipt, Refusal, Reject, Side, Snapshot, Standing};
+pub use member::{Member, MemberStatus, Phase};
+pub use prng::Prng;

@@ -1,0 +1,419 @@
+//! What can be proposed, and what it answers.
+
+use super::plugins::{InstanceReport, PluginSpec};
+use crate::ids::{Epoch, HistoryIndex, Lineage, MemberId, Name, TransactionId, ViewId};
+use crate::view::{Label, View};
+use crate::wire::{ExecResult, Identity, Key, Proposal, Summary};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// The body of one message: a change with its stamp.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submission {
+    /// With it, the change takes effect at most once.
+    pub stamp: Option<Stamp>,
+    /// The proposer's wall clock, milliseconds since 1970.
+    pub time_ms: u64,
+    /// What is proposed.
+    pub change: Change,
+}
+
+/// Place of a request in its session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The session. One that was not opened by [`Change::OpenSession`] is opened by sequence number 1.
+    pub session: String,
+    /// One more than the session's last.
+    pub seq: u64,
+}
+
+/// A change of the replicated state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// Nothing; its place in the history is what a fresh read waits for.
+    Noop,
+    /// Replicated keys.
+    Keys(KeyTransaction),
+    /// Settings, `KEY=VALUE`.
+    Settings(Vec<(String, String)>),
+    /// Tags of a member; `None` removes.
+    Tags {
+        /// Whose.
+        member: MemberId,
+        /// What.
+        tags: BTreeMap<String, Option<String>>,
+    },
+    /// Opens a session; the answer names it.
+    OpenSession,
+    /// A command to a plug-in, ordered for all its instances.
+    Command {
+        /// Which plug-in.
+        plugin: Name,
+        /// In the plug-in's own payload format.
+        payload: Bytes,
+    },
+    /// A change that every member must execute before it is decided.
+    Transaction(Box<Transaction>),
+    /// How a transaction ends. The first one in the history counts.
+    Outcome(Outcome),
+    /// A kernel tells what became of its own instance of a plug-in.
+    Instance(InstanceReport),
+    /// A member leaves with the next view.
+    Leave {
+        /// Who.
+        member: MemberId,
+        /// By whose wish.
+        by: LeaveBy,
+    },
+    /// The DVM ends.
+    Halt {
+        /// Name of the member that was asked.
+        by: Name,
+    },
+    /// This branch gives way to another one.
+    Yield {
+        /// The winner.
+        to: Summary,
+    },
+    /// It does not, after all.
+    YieldCancel,
+    /// This branch takes another one's members in.
+    Take(Box<Take>),
+    /// It does not, after all.
+    TakeCancel {
+        /// Of which branch.
+        from: ViewId,
+    },
+}
+
+/// What the winner of a healed cut must rise above.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Take {
+    /// The loser's branch.
+    pub from: Summary,
+    /// The loser's highest fence.
+    pub fence: u64,
+    /// The loser's members; each comes back as a new incarnation.
+    pub members: Vec<Identity>,
+}
+
+/// By whose wish a member left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LeaveBy {
+    /// `dvm remove`.
+    Remove,
+    /// SIGTERM or SIGINT.
+    Term,
+    /// `dvm halt`.
+    Halt,
+}
+
+/// A change that members execute, with the rule that combines their results.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transaction {
+    /// Its identity.
+    pub id: TransactionId,
+    /// What to do.
+    pub kind: TransactionKind,
+    /// When it commits.
+    pub require: Require,
+    /// Execute, tell, change nothing.
+    pub dry_run: bool,
+}
+
+/// What a transaction does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TransactionKind {
+    /// Load a plug-in.
+    Load(Box<PluginSpec>),
+    /// Unload it.
+    Unload {
+        /// Which.
+        plugin: Name,
+    },
+    /// Change its configuration.
+    Configure {
+        /// Which.
+        plugin: Name,
+        /// How.
+        edit: ConfigEdit,
+    },
+}
+
+impl TransactionKind {
+    /// The plug-in it is about; one transaction a name is open at a time.
+    #[must_use]
+    pub fn plugin(&self) -> &Name {
+        match self {
+            Self::Load(spec) => &spec.name,
+            Self::Unload { plugin } | Self::Configure { plugin, .. } => plugin,
+        }
+    }
+
+    /// `load`, `unload` or `configure`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Load(_) => "load",
+            Self::Unload { .. } => "unload",
+            Self::Configure { .. } => "configure",
+        }
+    }
+}
+
+/// An edit of a configuration: JSON text by key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigEdit {
+    /// Start from nothing instead of from the present configuration.
+    pub replace: bool,
+    /// Keys to set (`Some`, JSON text) or to remove.
+    pub keys: BTreeMap<String, Option<String>>,
+}
+
+impl ConfigEdit {
+    /// The configuration after the edit.
+    #[must_use]
+    pub fn apply(&self, present: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let mut config = if self.replace { BTreeMap::new() } else { present.clone() };
+        for (key, value) in &self.keys {
+            match value {
+                Some(value) => drop(config.insert(key.clone(), value.clone())),
+                None => drop(config.remove(key)),
+            }
+        }
+        config
+    }
+}
+
+/// The tunable failure condition: how many of the electorate must be ok.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Require {
+    /// Each.
+    #[default]
+    All,
+    /// More than half.
+    Majority,
+    /// So many.
+    AtLeast(u32),
+    /// One.
+    Any,
+}
+
+impl Require {
+    /// Whether `ok` of `electorate` members suffice. No `ok` never does.
+    #[must_use]
+    pub fn is_met(self, ok: usize, electorate: usize) -> bool {
+        ok > 0
+            && match self {
+                Self::All => ok == electorate,
+                Self::Majority => 2 * ok > electorate,
+                Self::AtLeast(k) => ok >= k as usize,
+                Self::Any => true,
+            }
+    }
+}
+
+/// How a transaction ends, worked out once by whoever closes its collection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Of which transaction.
+    pub transaction: TransactionId,
+    /// The verdict.
+    pub committed: bool,
+    /// Each member's own result; a member of the electorate without one was absent.
+    pub results: BTreeMap<MemberId, ExecResult>,
+}
+
+/// A transaction whose outcome took effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// It.
+    pub transaction: Transaction,
+    /// The verdict.
+    pub committed: bool,
+    /// Each member's own result.
+    pub results: BTreeMap<MemberId, ExecResult>,
+    /// Members it was decided among, in rank order.
+    pub electorate: Vec<MemberId>,
+}
+
+/// Conditions on keys and what to do when they all hold, or else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyTransaction {
+    /// All must hold.
+    pub conditions: Vec<(String, KeyCondition)>,
+    /// Done if they do.
+    pub then: Vec<KeyOperation>,
+    /// Done if one does not.
+    pub otherwise: Vec<KeyOperation>,
+}
+
+/// A condition on one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyCondition {
+    /// It has this version.
+    Version(HistoryIndex),
+    /// It does not exist.
+    Absent,
+    /// It exists.
+    Present,
+}
+
+/// A change of one key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyOperation {
+    /// Set it.
+    Put {
+        /// The key.
+        key: String,
+        /// Its value: JSON text.
+        value: Bytes,
+    },
+    /// Delete it, if it exists.
+    Delete {
+        /// The key.
+        key: String,
+    },
+}
+
+/// What a change did, as its proposer is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied {
+    /// Done; there is nothing more to say.
+    Done,
+    /// A key transaction ran.
+    Keys {
+        /// Whether the conditions held.
+        held: bool,
+        /// Version of the keys it put: the entry's first index.
+        version: HistoryIndex,
+        /// The first condition that did not hold, with the key's present version (0: absent).
+        failed: Option<(String, HistoryIndex)>,
+    },
+    /// A session was opened.
+    Session(String),
+    /// A command was ordered at this index; the plug-in answers it.
+    Command,
+    /// A transaction was ordered; its outcome follows.
+    Ordered(TransactionId),
+    /// A transaction ended. Told to its originator in place of `Ordered`.
+    Ended {
+        /// Which.
+        transaction: TransactionId,
+        /// The verdict.
+        committed: bool,
+        /// Whether nothing was to change.
+        dry_run: bool,
+        /// Its rule.
+        require: Require,
+        /// Results, by member in rank order; `None` is absent.
+        results: Vec<(Name, Option<ExecResult>)>,
+    },
+    /// Nothing changed.
+    Refused {
+        /// A short code: `not-found`, `exists`, `busy`, `invalid`, `sequence`, `denied`.
+        code: String,
+        /// For people.
+        reason: String,
+    },
+    /// The session had this request before.
+    Repeated {
+        /// Index of the entry that took effect.
+        index: HistoryIndex,
+        /// What it did then.
+        first: Box<Applied>,
+    },
+}
+
+/// One element of the one history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The last index it takes: one per event, at least one. Receipts and cursors name this one.
+    pub index: HistoryIndex,
+    /// The first index it takes.
+    pub first: HistoryIndex,
+    /// The view whose ranks and order it belongs to.
+    pub view: ViewId,
+    /// The label of the view it was delivered in.
+    pub label: Label,
+    /// Its place in that view's order.
+    pub key: Key,
+    /// What it is.
+    pub content: Content,
+}
+
+/// What an entry is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Content {
+    /// A message of the ordered broadcast.
+    Change {
+        /// Who proposed it.
+        origin: MemberId,
+        /// Its sequence number in its view.
+        oseq: u64,
+        /// A [`Submission`], encoded.
+        body: Bytes,
+    },
+    /// A view was installed.
+    View(Box<Proposal>),
+}
+
+/// What the founder of a DVM decides.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Genesis {
+    /// Its name.
+    pub name: Name,
+    /// Its identity for ever.
+    pub id: u128,
+    /// The first lineage.
+    pub lineage: Lineage,
+    /// The settings.
+    pub config: crate::Config,
+}
+
+/// A member that is no longer one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Departed {
+    /// Who it was.
+    pub identity: Identity,
+    /// Why it is gone: `left` and by whom, or the failure's cause.
+    pub cause: String,
+    /// Whether it left in order.
+    pub in_order: bool,
+    /// The entry.
+    pub index: HistoryIndex,
+    /// The proposer's wall clock then, milliseconds since 1970.
+    pub time_ms: u64,
+}
+
+/// Where a branch stands in healing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Healing {
+    /// It gives way.
+    Yielding {
+        /// To which branch.
+        to: Summary,
+    },
+    /// It takes another branch's members in.
+    Taking(Box<Take>),
+}
+
+
+/// A summary of `view` at `index`.
+#[must_use]
+pub fn summary(view: &View, last_confirmed: Epoch, index: HistoryIndex) -> Summary {
+    Summary {
+        id: view.id,
+        lineage: view.lineage,
+        label: view.label,
+        last_confirmed,
+        size: view.members.len() as u32,
+        rank0: view.members[0],
+        index,
+    }
+}

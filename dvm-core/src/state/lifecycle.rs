@@ -1,0 +1,154 @@
+//! What transactions, outcomes, instance reports and views do to plug-ins.
+
+use super::*;
+
+impl State {
+    pub(super) fn apply_transaction(&mut self, transaction: Transaction, step: &mut Step) {
+        let plugin = transaction.kind.plugin();
+        let loaded = self.plugins.get(plugin).is_some();
+        let is_load = matches!(transaction.kind, TransactionKind::Load(_));
+        if self.open.values().any(|open| open.transaction.kind.plugin() == plugin) {
+            step.applied = refused("busy", &alloc::format!("another transaction about {plugin} is open; try again"));
+        } else if is_load && loaded {
+            step.applied = refused("exists", &alloc::format!("a plug-in called {plugin} is loaded; unload it first"));
+        } else if !is_load && !loaded {
+            step.applied = refused("not-found", &alloc::format!("no plug-in is called {plugin}"));
+        } else {
+            step.applied = Applied::Ordered(transaction.id);
+            let electorate = self.view.members.clone();
+            self.open.insert(transaction.id, Open { transaction, index: step.first, electorate });
+        }
+    }
+
+    pub(super) fn apply_outcome(&mut self, outcome: Outcome, step: &mut Step) {
+        // The first outcome in the total order counts; later ones find the transaction closed.
+        let Some(open) = self.open.remove(&outcome.transaction) else { return };
+        let electorate: Vec<_> = open.electorate.iter().copied().filter(|m| self.view.has(*m)).collect();
+        let named = open.electorate.iter();
+        let named: Vec<_> = named.map(|m| (self.name_of(*m), outcome.results.get(m).cloned())).collect();
+        let transaction = open.transaction;
+        if !transaction.dry_run {
+            let plugin = transaction.kind.plugin().clone();
+            let results = named;
+            if outcome.committed {
+                self.commit(&transaction.kind, &electorate, &outcome, step.first);
+                step.kinds.push(match transaction.kind {
+                    TransactionKind::Load(_) => EventKind::PluginLoaded { plugin, results },
+                    TransactionKind::Unload { .. } => EventKind::PluginUnloaded { plugin, results },
+                    TransactionKind::Configure { .. } => EventKind::PluginConfigured { plugin, results },
+                });
+            } else {
+                step.kinds.push(EventKind::PluginRejected { plugin, results });
+            }
+        }
+        let (committed, results) = (outcome.committed, outcome.results);
+        step.ended = Some(Ended { transaction, committed, results, electorate: open.electorate });
+    }
+
+    fn commit(&mut self, kind: &TransactionKind, electorate: &[MemberId], outcome: &Outcome, since: HistoryIndex) {
+        match kind {
+            TransactionKind::Load(spec) => {
+                let members = self.view.members.iter().enumerate();
+                let instances = members.map(|(rank, member)| {
+                    let result = outcome.results.get(member);
+                    let ok = result.is_some_and(|r| r.verdict == crate::wire::Verdict::Ok);
+                    let state = match (ok, electorate.contains(member)) {
+                        (true, _) => InstanceState::Running,
+                        (false, true) => InstanceState::Failed,
+                        (false, false) => InstanceState::Starting,
+                    };
+                    let reason = result.map(|r| r.reason.clone()).unwrap_or_default();
+                    (*member, Instance { rank: Rank(rank as u16), state, pid: 0, reason })
+                });
+                let instances: BTreeMap<_, _> = instances.collect();
+                let mut plugin = Plugin {
+                    spec: (**spec).clone(),
+                    state: PluginState::Running,
+                    instances,
+                    restarts: 0,
+                    failures: 0,
+                    fence: None,
+                    since,
+                };
+                plugin.state = plugin.condition();
+                self.plugins.insert(spec.name.clone(), plugin);
+            }
+            TransactionKind::Unload { plugin } => drop(self.plugins.remove(plugin)),
+            TransactionKind::Configure { plugin, edit } => {
+                self.plugins.update(plugin, |p| p.spec.config = edit.apply(&p.spec.config));
+            }
+        }
+    }
+
+    pub(super) fn apply_instance(&mut self, report: &InstanceReport, step: &mut Step) {
+        let member = self.name_of(report.member);
+        let Some(mut plugin) = self.plugins.get(&report.plugin).cloned() else { return };
+        if plugin.since != report.since {
+            return;
+        }
+        let Some(instance) = plugin.instances.get_mut(&report.member) else { return };
+        let (name, rank) = (report.plugin.clone(), instance.rank);
+        step.kinds.push(match &report.what {
+            InstanceChange::Started { pid } => {
+                (instance.state, instance.pid) = (InstanceState::Running, *pid);
+                instance.reason.clear();
+                EventKind::InstanceStarted { plugin: name, member, rank }
+            }
+            InstanceChange::Restarted { pid } => {
+                (instance.state, instance.pid) = (InstanceState::Running, *pid);
+                instance.reason.clear();
+                plugin.restarts += 1;
+                EventKind::InstanceRestarted { plugin: name, member, rank }
+            }
+            InstanceChange::Failed { failure, again } => {
+                instance.state = if *again { InstanceState::Starting } else { InstanceState::Failed };
+                instance.pid = 0;
+                instance.reason.clone_from(&failure.detail);
+                plugin.failures += 1;
+                EventKind::InstanceFailed { plugin: name, member, rank, failure: failure.clone() }
+            }
+        });
+        self.keep_plugin(report.plugin.clone(), plugin, step);
+    }
+
+    /// Instances of those who are gone fail; joiners get one that starts.
+    pub(super) fn apply_view_to_plugins(
+        &mut self,
+        gone: &[(MemberId, Name)],
+        proposal: &Proposal,
+        step: &mut Step,
+    ) {
+        if gone.is_empty() && proposal.joiners.is_empty() {
+            return;
+        }
+        let all: Vec<_> = self.plugins.iter().map(|(name, plugin)| (name.clone(), plugin.clone())).collect();
+        for (name, mut plugin) in all {
+            for (member, member_name) in gone {
+                let Some(instance) = plugin.instances.remove(member) else { continue };
+                let failure = InstanceFailure {
+                    cause: "member-lost".into(),
+                    exit_code: None,
+                    signal: None,
+                    detail: String::new(),
+                };
+                let (plugin, member, rank) = (name.clone(), member_name.clone(), instance.rank);
+                step.kinds.push(EventKind::InstanceFailed { plugin, member, rank, failure });
+            }
+            for joiner in &proposal.joiners {
+                let rank = plugin.instances.values().map(|i| i.rank.0 + 1).max().unwrap_or(0);
+                let (rank, state) = (Rank(rank), InstanceState::Starting);
+                plugin.instances.insert(joiner.id, Instance { rank, state, pid: 0, reason: String::new() });
+            }
+            self.keep_plugin(name, plugin, step);
+        }
+    }
+
+    fn keep_plugin(&mut self, name: Name, mut plugin: Plugin, step: &mut Step) {
+        let (from, state) = (plugin.state, plugin.condition());
+        plugin.state = state;
+        self.plugins.insert(name.clone(), plugin);
+        if from != state {
+            step.kinds.push(EventKind::PluginChanged { plugin: name, state, from });
+        }
+    }
+}

@@ -1,0 +1,539 @@
+//! The replicated state: a pure function of the history.
+
+mod change;
+mod event;
+mod lifecycle;
+mod plugins;
+mod table;
+
+pub use change::*;
+pub use event::*;
+pub use plugins::*;
+pub use table::{Table, TableHash};
+
+use crate::config::Config;
+use crate::ids::{Epoch, HistoryIndex, MemberId, Name, Rank, TransactionId, ViewId};
+use crate::view::{Label, View};
+use crate::wire::{DepartureCause, Identity, Key, Proposal, Summary};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Everything that all members of a branch agree on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// The DVM's name.
+    pub name: Name,
+    /// The DVM's identity.
+    pub id: u128,
+    /// The settings.
+    pub config: Config,
+    /// The view the last entry was delivered in.
+    pub view: View,
+    /// Index of the last entry.
+    pub index: HistoryIndex,
+    /// Its key in the view's order.
+    pub key: Key,
+    /// Chain hash over all entries, labels left out.
+    pub history_hash: [u8; 32],
+    /// Epoch of the last confirmed view.
+    pub last_confirmed: Epoch,
+    /// The members' records.
+    pub members: BTreeMap<MemberId, MemberRecord>,
+    /// Members that are gone, the latest last, at most 64.
+    pub departed: Vec<Departed>,
+    /// Loaded plug-ins.
+    pub plugins: Table<Name, Plugin>,
+    /// Replicated keys.
+    pub keys: Table<String, KeyRecord>,
+    /// Open sessions.
+    pub sessions: Table<String, Session>,
+    /// Sessions by the entry that used them last.
+    pub sessions_by_use: Table<HistoryIndex, String>,
+    /// Transactions that were ordered and have no outcome yet.
+    pub open: BTreeMap<TransactionId, Open>,
+    /// The last fencing token given.
+    pub fence: u64,
+    /// Views of this branch and the index of each one's entry, the latest last, at most 1,024.
+    pub ancestry: Vec<(ViewId, HistoryIndex)>,
+    /// Epochs up to here are taken, here or on a branch that was taken in.
+    pub epoch_floor: Epoch,
+    /// Where this branch stands in healing.
+    pub healing: Option<Healing>,
+}
+
+/// A member's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRecord {
+    /// Who it is; tags are the present ones.
+    pub identity: Identity,
+    /// It has said that it leaves.
+    pub leaving: Option<LeaveBy>,
+}
+
+/// A key's value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// JSON text.
+    pub value: Bytes,
+    /// Index of the entry that set it.
+    pub version: HistoryIndex,
+}
+
+/// A client session: what it did last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// The last sequence number that took effect; 0 before any.
+    pub last: u64,
+    /// The last answers, oldest first: sequence number, index, answer.
+    pub answers: Vec<(u64, HistoryIndex, Applied)>,
+    /// The entry that used it last.
+    pub used: HistoryIndex,
+}
+
+/// A transaction without an outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// It.
+    pub transaction: Transaction,
+    /// Where it was ordered.
+    pub index: HistoryIndex,
+    /// Members of the view it was ordered in, in rank order.
+    pub electorate: Vec<MemberId>,
+}
+
+/// How many departed members and views are remembered.
+const DEPARTED_MAX: usize = 64;
+const ANCESTRY_MAX: usize = 1_024;
+/// Sessions kept; beyond it the least recently used is closed.
+const SESSIONS_MAX: usize = 64 << 10;
+/// Answers kept per session.
+const ANSWERS_MAX: usize = 32;
+
+/// What applying one entry yields.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Effect {
+    /// The entry, with the indices it took.
+    pub entry: Entry,
+    /// Its events.
+    pub events: Vec<Event>,
+    /// What its proposer is told.
+    pub applied: Applied,
+    /// The transaction it ended.
+    pub ended: Option<Ended>,
+}
+
+impl State {
+    /// The state of a DVM whose only member is its founder.
+    #[must_use]
+    pub fn genesis(genesis: Genesis, founder: Identity) -> Self {
+        let view = View {
+            id: ViewId { epoch: Epoch(1), proposer: founder.id, round: 1 },
+            proposer_name: founder.name.clone(),
+            lineage: genesis.lineage,
+            label: Label::Confirmed,
+            members: alloc::vec![founder.id],
+            ring: alloc::vec![Rank(0)],
+        };
+        Self {
+            name: genesis.name,
+            id: genesis.id,
+            config: genesis.config,
+            index: HistoryIndex(1),
+            key: Key::default(),
+            history_hash: *blake3::hash(&genesis.id.to_le_bytes()).as_bytes(),
+            last_confirmed: Epoch(1),
+            members: [(founder.id, MemberRecord { identity: founder, leaving: None })].into(),
+            departed: Vec::new(),
+            plugins: Table::default(),
+            keys: Table::default(),
+            sessions: Table::default(),
+            sessions_by_use: Table::default(),
+            open: BTreeMap::new(),
+            fence: 0,
+            ancestry: alloc::vec![(view.id, HistoryIndex(1))],
+            epoch_floor: Epoch(1),
+            healing: None,
+            view,
+        }
+    }
+
+    /// The event that tells of the founder: index 1.
+    #[must_use]
+    pub fn founding_event(&self, time_ms: u64) -> Event {
+        let kind = EventKind::MemberJoined { member: self.brief(self.view.members[0], Rank(0)) };
+        self.event(HistoryIndex(1), HistoryIndex(1), self.view.label, time_ms, kind)
+    }
+
+    /// Hash of everything that members of a branch agree on, at this index.
+    #[must_use]
+    pub fn hash(&self) -> [u8; 32] {
+        let small = (&self.id, &self.config, &self.view, self.index, self.key, &self.history_hash, &self.members);
+        let tables = (self.plugins.hash(), self.keys.hash(), self.sessions.hash(), &self.open, self.fence);
+        let rest = (self.last_confirmed, self.epoch_floor, &self.healing);
+        let bytes = postcard::to_allocvec(&(small, tables, rest)).expect("the state is plain data");
+        *blake3::hash(&bytes).as_bytes()
+    }
+
+    /// Name of a member, also of one that is gone.
+    #[must_use]
+    pub fn name_of(&self, member: MemberId) -> Name {
+        if let Some(record) = self.members.get(&member) {
+            return record.identity.name.clone();
+        }
+        let gone = self.departed.iter().rev().find(|d| d.identity.id == member);
+        gone.map_or_else(|| alloc::format!("{member:?}"), |d| d.identity.name.clone())
+    }
+
+    /// The view's id as people see it: epoch, proposer's name, round.
+    #[must_use]
+    pub fn view_text(&self) -> String {
+        alloc::format!("{}.{}.{}", self.view.id.epoch, self.view.proposer_name, self.view.id.round)
+    }
+
+    /// This branch, for healing and expulsion.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        summary(&self.view, self.last_confirmed, self.index)
+    }
+
+    /// Applies an entry that another member delivered.
+    ///
+    /// # Errors
+    /// If it does not follow this state; nothing was changed.
+    pub fn apply_entry(&mut self, entry: &Entry) -> Result<Effect, &'static str> {
+        if entry.first != self.index.next() {
+            return Err("the entry does not follow the state's index");
+        }
+        let mut next = self.clone();
+        let effect = next.apply(entry.key, entry.label, entry.content.clone());
+        if effect.entry != *entry {
+            return Err("the entry takes other indices or another view here");
+        }
+        *self = next;
+        Ok(effect)
+    }
+
+    /// Applies the next entry of the history. `label` is that of the view it is delivered in.
+    pub fn apply(&mut self, key: Key, label: Label, content: Content) -> Effect {
+        let first = self.index.next();
+        let mut step = Step { first, kinds: Vec::new(), applied: Applied::Done, ended: None, time_ms: 0 };
+        match &content {
+            Content::View(proposal) => {
+                step.time_ms = proposal.time_ms;
+                self.apply_view(proposal, &mut step);
+            }
+            Content::Change { origin, body, .. } => match postcard::from_bytes::<Submission>(body) {
+                Ok(submission) => {
+                    step.time_ms = submission.time_ms;
+                    self.apply_submission(*origin, submission, &mut step);
+                }
+                Err(_) => step.applied = refused("invalid", "the body does not decode"),
+            },
+        }
+        // A `take` raises the index above the other branch's, so an entry may take more than its events need.
+        let last = HistoryIndex(self.index.0.max(first.0 - 1) + (step.kinds.len() as u64).max(1));
+        let start = last.0 + 1 - (step.kinds.len() as u64).max(1);
+        self.index = last;
+        self.key = key;
+        self.chain(&content, first, key);
+        let label = if matches!(content, Content::View(_)) { self.view.label } else { label };
+        if let Content::View(_) = content {
+            self.ancestry.push((self.view.id, last));
+            if self.ancestry.len() > ANCESTRY_MAX {
+                self.ancestry.remove(0);
+            }
+        }
+        let events = step.kinds.into_iter().enumerate();
+        let events = events
+            .map(|(i, kind)| self.event(HistoryIndex(start + i as u64), last, label, step.time_ms, kind))
+            .collect();
+        let entry = Entry { index: last, first, view: self.view.id, label, key, content };
+        Effect { entry, events, applied: step.applied, ended: step.ended }
+    }
+
+    fn chain(&mut self, content: &Content, first: HistoryIndex, key: Key) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.history_hash);
+        hasher.update(&first.0.to_le_bytes());
+        hasher.update(&self.index.0.to_le_bytes());
+        match content {
+            Content::Change { origin, oseq, body } => {
+                let place = (self.view.id, key, origin, oseq);
+                hasher.update(&postcard::to_allocvec(&place).expect("plain data"));
+                hasher.update(body);
+            }
+            Content::View(proposal) => {
+                // Labels are not in the history hash.
+                let mut proposal = proposal.clone();
+                proposal.view.label = Label::Confirmed;
+                hasher.update(&postcard::to_allocvec(&proposal).expect("plain data"));
+            }
+        }
+        self.history_hash = *hasher.finalize().as_bytes();
+    }
+
+    fn event(&self, index: HistoryIndex, entry: HistoryIndex, label: Label, time_ms: u64, kind: EventKind) -> Event {
+        let (view, view_id, lineage) = (self.view_text(), self.view.id, self.view.lineage);
+        Event { index, entry, view, view_id, label, lineage, time_ms, kind }
+    }
+
+    fn brief(&self, member: MemberId, rank: Rank) -> MemberBrief {
+        let identity = &self.members[&member].identity;
+        MemberBrief {
+            name: identity.name.clone(),
+            id: member,
+            host: identity.host.clone(),
+            rank,
+            tags: identity.tags.clone(),
+            members: self.view.size() as u32,
+        }
+    }
+
+    fn apply_view(&mut self, proposal: &Proposal, step: &mut Step) {
+        let old = core::mem::replace(&mut self.view, proposal.view.clone());
+        let mut failed_now = Vec::new();
+        for in_order in [true, false] {
+            for departure in &proposal.departures {
+                if matches!(departure.why, DepartureCause::Left(_)) != in_order {
+                    continue;
+                }
+                let Some(rank) = old.rank_of(departure.member) else { continue };
+                let member = self.brief(departure.member, rank);
+                let cause = match &departure.why {
+                    DepartureCause::Left(by) => {
+                        step.kinds.push(EventKind::MemberLeft { member, by: *by });
+                        "left".into()
+                    }
+                    DepartureCause::Failed { cause, noticed_by, last_heard_ms } => {
+                        let (noticed_by, last_heard_ms) = (self.name_of(*noticed_by), *last_heard_ms);
+                        step.kinds.push(EventKind::MemberFailed { member, cause: *cause, noticed_by, last_heard_ms });
+                        cause.word().into()
+                    }
+                };
+                failed_now.push((departure.member, rank));
+                let identity = self.members[&departure.member].identity.clone();
+                let (index, time_ms) = (step.first, step.time_ms);
+                self.departed.push(Departed { identity, cause, in_order, index, time_ms });
+            }
+        }
+        let names: Vec<_> = failed_now.iter().map(|(member, _)| (*member, self.name_of(*member))).collect();
+        for (member, _) in &failed_now {
+            self.members.remove(member);
+        }
+        if self.departed.len() > DEPARTED_MAX {
+            self.departed.drain(..self.departed.len() - DEPARTED_MAX);
+        }
+        for joiner in &proposal.joiners {
+            self.members.insert(joiner.id, MemberRecord { identity: joiner.clone(), leaving: None });
+            let rank = self.view.rank_of(joiner.id).expect("a joiner is in its view");
+            let member = self.brief(joiner.id, rank);
+            step.kinds.push(EventKind::MemberJoined { member });
+        }
+        if old.label != self.view.label {
+            step.kinds.push(EventKind::LabelChanged);
+        }
+        if self.view.label == Label::Confirmed {
+            self.last_confirmed = self.view.id.epoch;
+        }
+        self.epoch_floor = self.epoch_floor.max(self.view.id.epoch);
+        self.apply_view_to_plugins(&names, proposal, step);
+    }
+
+    fn apply_submission(&mut self, origin: MemberId, submission: Submission, step: &mut Step) {
+        let Some(stamp) = submission.stamp else {
+            self.apply_change(origin, submission.change, step);
+            return;
+        };
+        let known = self.sessions.get(&stamp.session).cloned();
+        let mut session = match known {
+            Some(session) => session,
+            // Only names that clients choose open a session by use; `#` begins those the DVM gave out.
+            None if stamp.seq == 1 && !stamp.session.starts_with('#') => {
+                Session { last: 0, answers: Vec::new(), used: step.first }
+            }
+            None => {
+                step.applied = refused("sequence", "the session is not known here; open a new one");
+                return;
+            }
+        };
+        if stamp.seq <= session.last {
+            let kept = session.answers.iter().find(|(seq, ..)| *seq == stamp.seq);
+            step.applied = match kept {
+                Some((_, index, first)) => Applied::Repeated { index: *index, first: Box::new(first.clone()) },
+                None => refused("sequence", "the first answer is no longer kept"),
+            };
+            return;
+        }
+        if stamp.seq != session.last + 1 {
+            step.applied = refused("sequence", "an earlier request of the session has not arrived");
+            return;
+        }
+        self.apply_change(origin, submission.change, step);
+        session.last = stamp.seq;
+        session.answers.push((stamp.seq, step.first, step.applied.clone()));
+        if session.answers.len() > ANSWERS_MAX {
+            session.answers.remove(0);
+        }
+        self.keep_session(stamp.session, session, step.first);
+    }
+
+    fn keep_session(&mut self, name: String, mut session: Session, used: HistoryIndex) {
+        self.sessions_by_use.remove(&session.used);
+        session.used = used;
+        self.sessions_by_use.insert(used, name.clone());
+        self.sessions.insert(name, session);
+        if self.sessions.len() > SESSIONS_MAX {
+            let oldest = self.sessions_by_use.iter().next().map(|(used, name)| (*used, name.clone()));
+            if let Some((used, name)) = oldest {
+                self.sessions_by_use.remove(&used);
+                self.sessions.remove(&name);
+            }
+        }
+    }
+
+    fn apply_change(&mut self, origin: MemberId, change: Change, step: &mut Step) {
+        match change {
+            Change::Noop => {}
+            Change::Keys(transaction) => self.apply_keys(&transaction, step),
+            Change::Settings(list) => {
+                let mut config = self.config.clone();
+                for (key, value) in &list {
+                    if let Err(error) = config.change(key, value) {
+                        step.applied = refused("invalid", &alloc::format!("{error}"));
+                        return;
+                    }
+                }
+                self.config = config;
+                let keys = list.into_iter().map(|(key, _)| key).collect();
+                step.kinds.push(EventKind::ConfigChanged { keys, member: None });
+            }
+            Change::Tags { member, tags } => self.apply_tags(member, tags, step),
+            Change::OpenSession => {
+                let name = alloc::format!("#{}.{}", self.view.id.epoch, step.first);
+                let session = Session { last: 0, answers: Vec::new(), used: step.first };
+                self.keep_session(name.clone(), session, step.first);
+                step.applied = Applied::Session(name);
+            }
+            Change::Command { plugin, .. } => {
+                step.applied = if self.plugins.get(&plugin).is_some() {
+                    Applied::Command
+                } else {
+                    refused("not-found", &alloc::format!("no plug-in is called {plugin}"))
+                };
+            }
+            Change::Transaction(transaction) => self.apply_transaction(*transaction, step),
+            Change::Outcome(outcome) => self.apply_outcome(outcome, step),
+            Change::Instance(report) => self.apply_instance(&report, step),
+            Change::Leave { member, by } => match self.members.get_mut(&member) {
+                Some(record) => record.leaving = Some(record.leaving.unwrap_or(by)),
+                None => step.applied = refused("not-found", "no such member"),
+            },
+            Change::Halt { by } => {
+                for record in self.members.values_mut() {
+                    record.leaving = Some(LeaveBy::Halt);
+                }
+                step.kinds.push(EventKind::Halting { by });
+            }
+            Change::Yield { to } => match self.healing {
+                None if origin == self.view.members[0] => self.healing = Some(Healing::Yielding { to }),
+                _ => step.applied = refused("busy", "this side is already being healed"),
+            },
+            Change::YieldCancel => {
+                if matches!(self.healing, Some(Healing::Yielding { .. })) {
+                    self.healing = None;
+                }
+            }
+            Change::Take(take) => self.apply_take(*take, step),
+            Change::TakeCancel { from } => {
+                if matches!(&self.healing, Some(Healing::Taking(take)) if take.from.id == from) {
+                    self.healing = None;
+                }
+            }
+        }
+    }
+
+    fn apply_take(&mut self, take: Take, step: &mut Step) {
+        if matches!(self.healing, Some(Healing::Yielding { .. })) {
+            step.applied = refused("busy", "this side yields");
+            return;
+        }
+        self.fence = self.fence.max(take.fence) + 1;
+        self.epoch_floor = self.epoch_floor.max(take.from.id.epoch);
+        self.index = self.index.max(take.from.index);
+        self.healing = Some(Healing::Taking(Box::new(take)));
+    }
+
+    fn apply_tags(&mut self, member: MemberId, tags: BTreeMap<String, Option<String>>, step: &mut Step) {
+        let Some(record) = self.members.get_mut(&member) else {
+            step.applied = refused("not-found", "no such member");
+            return;
+        };
+        for (key, value) in tags {
+            match value {
+                Some(value) => drop(record.identity.tags.insert(key, value)),
+                None => drop(record.identity.tags.remove(&key)),
+            }
+        }
+        let rank = self.view.rank_of(member).expect("members have a rank");
+        step.kinds.push(EventKind::MemberChanged { member: self.brief(member, rank) });
+    }
+
+    fn apply_keys(&mut self, transaction: &KeyTransaction, step: &mut Step) {
+        let version_of = |key: &String| self.keys.get(key).map(|record| record.version);
+        let failed = transaction.conditions.iter().find(|(key, condition)| match condition {
+            KeyCondition::Version(version) => version_of(key) != Some(*version),
+            KeyCondition::Absent => version_of(key).is_some(),
+            KeyCondition::Present => version_of(key).is_none(),
+        });
+        let failed = failed.map(|(key, _)| (key.clone(), version_of(key).unwrap_or_default()));
+        let operations = if failed.is_none() { &transaction.then } else { &transaction.otherwise };
+        for operation in operations {
+            match operation {
+                KeyOperation::Put { key, value } => {
+                    let record = KeyRecord { value: value.clone(), version: step.first };
+                    self.keys.insert(key.clone(), record);
+                    let (key, version) = (key.clone(), Some(step.first));
+                    step.kinds.push(EventKind::KeyChanged { key, version });
+                }
+                KeyOperation::Delete { key } => {
+                    if self.keys.remove(key) {
+                        step.kinds.push(EventKind::KeyChanged { key: key.clone(), version: None });
+                    }
+                }
+            }
+        }
+        step.applied = Applied::Keys { held: failed.is_none(), version: step.first, failed };
+    }
+}
+
+/// One entry being applied.
+struct Step {
+    first: HistoryIndex,
+    kinds: Vec<EventKind>,
+    applied: Applied,
+    ended: Option<Ended>,
+    time_ms: u64,
+}
+
+fn refused(code: &str, reason: &str) -> Applied {
+    Applied::Refused { code: code.into(), reason: reason.into() }
+}
+
+impl FailureCause {
+    /// As users see it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::LinkReset => "link-reset",
+            Self::Silent => "silent",
+            Self::OneWay => "one-way",
+            Self::NoProgress => "no-progress",
+            Self::OtherView => "other-view",
+            Self::Expelled => "expelled",
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! What plug-in authors and applications of a distributed virtual machine build against.
+
+pub mod local;

@@ -1,0 +1,463 @@
+//! Requests, answers, errors.
+
+use super::documents::{EventDoc, HistoryEntry, KeyDoc, Receipt, Status, TransactionDoc, VerifyMember};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// From a client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToKernel {
+    /// The client's number for it; the answers carry it.
+    pub id: u64,
+    /// With it the change takes effect once, however often it is sent.
+    pub stamp: Option<Stamp>,
+    /// How long the kernel may take, milliseconds; `None`: no limit.
+    pub timeout_ms: Option<u64>,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// From the kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ToClient {
+    /// Number of the request it answers.
+    pub id: u64,
+    /// The answer, or why there is none.
+    pub answer: Result<Answer, Failure>,
+}
+
+/// Place of a request in a client's session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The session: a key that the client chose.
+    pub session: String,
+    /// From 1, one more each time.
+    pub seq: u64,
+}
+
+/// What a client may ask.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// First on every connection. Answered by [`Answer::Hello`].
+    Hello {
+        /// [`LOCAL_VERSION`](super::LOCAL_VERSION).
+        version: u16,
+        /// Who it is, for the log.
+        client: String,
+    },
+    /// Everything about the DVM as this kernel knows it; orders nothing. [`Answer::Status`].
+    Status,
+    /// A key. [`Answer::Key`], or failure `not-found`.
+    StateGet {
+        /// The key.
+        key: String,
+        /// Order a no-op first, so that nothing acknowledged before is missed.
+        fresh: bool,
+    },
+    /// Keys that begin with `prefix`, in order. [`Answer::Keys`].
+    StateList {
+        /// What they begin with.
+        prefix: String,
+    },
+    /// Conditions on keys, and what to do if they all hold, or else. [`Answer::Done`]; failure `rejected` where
+    /// `otherwise` is empty and a condition does not hold.
+    StateTransaction {
+        /// All must hold.
+        conditions: Vec<(String, Condition)>,
+        /// Done if they do.
+        then: Vec<Operation>,
+        /// Done if one does not.
+        otherwise: Vec<Operation>,
+    },
+    /// All settings. [`Answer::Settings`].
+    Settings,
+    /// Changes settings of the DVM, or tags of a member. [`Answer::Done`].
+    Configure {
+        /// `KEY`, `VALUE`; for a member an empty value removes the tag.
+        changes: Vec<(String, String)>,
+        /// A member's name, or `None` for the DVM.
+        member: Option<String>,
+    },
+    /// The events. [`Answer::Event`] each, then [`Answer::End`].
+    Subscribe {
+        /// Where to begin.
+        since: Since,
+        /// Only kinds that begin with one of these; empty: all but `key-changed` and `member-suspected`.
+        kinds: Vec<String>,
+        /// Go on with new ones.
+        follow: bool,
+        /// Only `key-changed` of keys that begin with this.
+        key_prefix: Option<String>,
+    },
+    /// Kept entries. [`Answer::History`].
+    History {
+        /// First index.
+        from: Option<u64>,
+        /// Last index.
+        to: Option<u64>,
+        /// Only of this transaction.
+        transaction: Option<String>,
+    },
+    /// The hashes of every member at one index. [`Answer::Verify`].
+    Verify,
+    /// A command to a plug-in. [`Answer::Reply`].
+    Call {
+        /// Which plug-in.
+        plugin: String,
+        /// As JSON; the kernel converts it to the plug-in's payload.
+        command: Value,
+        /// Read only, at one instance.
+        query: bool,
+        /// Before a query, order a no-op.
+        fresh: bool,
+    },
+    /// A part of a library, before a `Transact` that names its hash. [`Answer::Done`] without a receipt.
+    PutBlob {
+        /// BLAKE3 of the whole, hexadecimal.
+        hash: String,
+        /// Of the whole, bytes.
+        size: u64,
+        /// Where this part begins.
+        offset: u64,
+        /// At most 1 MiB.
+        #[serde(with = "serde_bytes_vec")]
+        data: Vec<u8>,
+    },
+    /// A change that every member executes before it is decided. [`Answer::Transaction`].
+    Transact {
+        /// What.
+        kind: TransactionKind,
+        /// `all`, `majority`, `at-least:K` or `any`; `None`: the DVM's setting.
+        require: Option<String>,
+        /// Execute and tell, change nothing.
+        dry_run: bool,
+    },
+    /// The log's path is in [`Status`]; this asks for a single-use join ticket. [`Answer::Ticket`].
+    Ticket,
+    /// A member leaves. [`Answer::Done`].
+    Remove {
+        /// Its name, `rank:N` or an id prefix.
+        member: String,
+        /// End it even if it does not answer.
+        force: bool,
+    },
+    /// The DVM ends. [`Answer::Done`].
+    Halt,
+    /// This side's history becomes the confirmed one, in a new lineage. [`Answer::Done`].
+    Promote,
+    /// A fault at this kernel; only where `chaos=true`, else `denied`. [`Answer::Done`].
+    Chaos(Chaos),
+    /// A measurement inside this kernel. [`Answer::Bench`].
+    Bench {
+        /// `ring` or `agree`.
+        what: String,
+        /// Bytes of each message.
+        size: u64,
+        /// How long, milliseconds.
+        duration_ms: u64,
+        /// How many are kept in flight: 1 measures time, more measures throughput.
+        in_flight: u64,
+    },
+}
+
+/// Where a subscription begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Since {
+    /// With what comes next.
+    Now,
+    /// With the oldest kept.
+    All,
+    /// After this index.
+    Index(u64),
+    /// After this cursor.
+    Cursor(String),
+}
+
+/// A condition on one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    /// It has this version.
+    Version(u64),
+    /// It does not exist.
+    Absent,
+    /// It exists.
+    Present,
+}
+
+/// A change of one key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    /// Sets it.
+    Put {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: Value,
+    },
+    /// Deletes it, if it exists.
+    Delete {
+        /// The key.
+        key: String,
+    },
+}
+
+/// What an agreed change does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TransactionKind {
+    /// Loads a plug-in whose library was sent by [`Request::PutBlob`].
+    Load(Box<Load>),
+    /// Unloads it.
+    Unload {
+        /// Which.
+        plugin: String,
+    },
+    /// Changes its configuration.
+    Configure {
+        /// Which.
+        plugin: String,
+        /// Start from nothing.
+        replace: bool,
+        /// `None` removes.
+        keys: BTreeMap<String, Option<Value>>,
+    },
+}
+
+/// What a load asks for. Manifest fields come from `dvm plugin check`'s reading of the library.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Load {
+    /// The name it is loaded under.
+    pub name: String,
+    /// Version in its manifest.
+    pub version: String,
+    /// `json`, `msgpack` or `bytes`, from its manifest.
+    pub payload: String,
+    /// BLAKE3 of the library, hexadecimal.
+    pub hash: String,
+    /// Its size, bytes.
+    pub size: u64,
+    /// `parallel`, `hot`, `warm` or `single`.
+    pub mode: String,
+    /// `process` or `kernel`.
+    pub placement: String,
+    /// Its configuration.
+    pub config: BTreeMap<String, Value>,
+    /// At most so many restarts in `restart_window_ms`.
+    pub restart_times: u32,
+    /// Milliseconds.
+    pub restart_window_ms: u64,
+    /// Longest a callback may take, milliseconds.
+    pub deadline_ms: u64,
+    /// It has no state to hand over.
+    pub stateless: bool,
+}
+
+/// A fault on request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Chaos {
+    /// From now on this kernel passes no frame to or from these members (names).
+    Cut {
+        /// Frames from here to them are dropped.
+        to: Vec<String>,
+        /// Frames from them are dropped.
+        from: Vec<String>,
+    },
+    /// All frames pass again.
+    Heal,
+    /// This kernel's instance of a plug-in is killed.
+    KillPlugin {
+        /// Which.
+        plugin: String,
+    },
+}
+
+/// What a kernel answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// To [`Request::Hello`].
+    Hello {
+        /// The kernel's protocol version.
+        version: u16,
+        /// The member's name.
+        member: String,
+        /// The DVM's name.
+        dvm: String,
+    },
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To [`Request::StateGet`].
+    Key(KeyDoc),
+    /// To [`Request::StateList`]. Each with its value and version; the label is empty.
+    Keys(Vec<KeyDoc>),
+    /// To [`Request::Settings`].
+    Settings(Vec<(String, String)>),
+    /// A change took effect.
+    Done {
+        /// Where; `None` for what is not in the history.
+        receipt: Option<Receipt>,
+        /// For [`Request::StateTransaction`]: whether the conditions held.
+        held: Option<bool>,
+    },
+    /// To [`Request::Subscribe`].
+    Event(Box<EventDoc>),
+    /// A stream's end.
+    End {
+        /// `halt` when the DVM ended, `kept` when all that was kept is told, `lost` when this kernel ends.
+        why: String,
+    },
+    /// To [`Request::History`].
+    History(Vec<HistoryEntry>),
+    /// To [`Request::Verify`].
+    Verify {
+        /// The index compared at.
+        through_index: u64,
+        /// Each member's hashes.
+        members: Vec<VerifyMember>,
+    },
+    /// To [`Request::Call`].
+    Reply {
+        /// The plug-in's reply, or its own error.
+        reply: Result<Value, String>,
+        /// Where the command stands; `None` for a query.
+        receipt: Option<Receipt>,
+        /// Who answered.
+        member: String,
+    },
+    /// To [`Request::Transact`].
+    Transaction(Box<TransactionDoc>),
+    /// To [`Request::Ticket`].
+    Ticket(String),
+    /// To [`Request::Bench`]: each operation's time, microseconds, ascending, at most 100,000 of them, and counts.
+    Bench {
+        /// Time from submission to delivery at this member.
+        times_us: Vec<f64>,
+        /// Operations that ended.
+        operations: u64,
+        /// How long it took.
+        elapsed_us: u64,
+        /// Ring frames this kernel wrote meanwhile.
+        frames: u64,
+        /// Ring bytes this kernel wrote meanwhile.
+        bytes: u64,
+    },
+}
+
+/// Why a request has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind.
+    pub code: FailureCode,
+    /// What happened, to whom.
+    pub message: String,
+    /// Why, where known.
+    pub cause: Option<String>,
+    /// What to do next.
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure with a message alone.
+    #[must_use]
+    pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), cause: None, hint: None }
+    }
+
+    /// The same with what to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same with its cause.
+    #[must_use]
+    pub fn cause(mut self, cause: impl Into<String>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+}
+
+/// Kinds of failure, each with the exit code of the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureCode {
+    /// Anything else.
+    Failure,
+    /// The request makes no sense.
+    Usage,
+    /// No kernel can be reached.
+    NoDvm,
+    /// Voted down, or a condition does not hold.
+    Rejected,
+    /// Timed out, or the kernel was lost: the outcome is unknown.
+    Unknown,
+    /// No such thing.
+    NotFound,
+    /// Not allowed.
+    Denied,
+    /// This side of the DVM has no quorum.
+    NoQuorum,
+}
+
+impl FailureCode {
+    /// The command line's exit code.
+    #[must_use]
+    pub fn exit(self) -> u8 {
+        match self {
+            Self::Failure => 1,
+            Self::Usage => 2,
+            Self::NoDvm => 3,
+            Self::Rejected => 4,
+            Self::Unknown => 5,
+            Self::NotFound => 6,
+            Self::Denied => 7,
+            Self::NoQuorum => 8,
+        }
+    }
+
+    /// As `--json` prints it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Failure => "failure",
+            Self::Usage => "usage",
+            Self::NoDvm => "no-dvm",
+            Self::Rejected => "rejected",
+            Self::Unknown => "unknown",
+            Self::NotFound => "not-found",
+            Self::Denied => "denied",
+            Self::NoQuorum => "no-quorum",
+        }
+    }
+}
+
+/// Bytes as MessagePack `bin`.
+mod serde_bytes_vec {
+    use serde::{Deserializer, Serializer, de::Visitor};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
