@@ -4,7 +4,7 @@ use crate::ids::*;
 use crate::state::*;
 use crate::view::View;
 use crate::wire::Identity;
-use alloc::string::String;
+
 use alloc::vec::Vec;
 use alloc::sync::Arc;
 

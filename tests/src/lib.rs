@@ -1,1 +1,3 @@
-//! .
+//! Tests that need more than one crate: the simulator of a whole DVM, and tests of real processes.
+
+pub mod sim;

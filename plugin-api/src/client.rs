@@ -1,0 +1,338 @@
+//! A blocking client of the kernels on this host: standard library only, no thread, no signal handler.
+//!
+//! It decides which kernel to talk to and what to do when that kernel dies. A read is asked again of another kernel of
+//! the DVM. A change is sent again with the same [`Stamp`], so that it takes effect once however often it was sent. A
+//! stream of events goes on at another kernel right after the last event. What belongs to one kernel (a fault, a
+//! measurement) is never moved. Meaning and order of what is said are the kernel's business.
+
+mod connection;
+mod events;
+
+pub use events::{End, Events, Filter, Next};
+
+use crate::local::{Answer, Failure, FailureCode, Request, Since, Stamp};
+use crate::place::{DvmPlace, PlaceError};
+use connection::{Connection, Refusal};
+use std::fs::File;
+use std::io::{self, Read};
+use std::time::{Duration, Instant};
+
+/// How long a kernel is tried to be reached unless told otherwise.
+pub const REACH: Duration = Duration::from_secs(10);
+
+/// How long a kernel may take to say hello while another one may be there.
+const HELLO_FIRST: Duration = Duration::from_millis(300);
+
+/// How much longer than the kernel the client waits, so that the kernel's own word on a timeout arrives.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Whom to talk to.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The DVM.
+    pub place: DvmPlace,
+    /// This member's kernel first.
+    pub prefer: Option<String>,
+    /// This member's kernel and no other.
+    pub only: Option<String>,
+    /// How the client calls itself in the kernel's log.
+    pub client: String,
+    /// How long to try to reach a kernel.
+    pub reach: Duration,
+}
+
+impl Target {
+    /// Any kernel of a DVM.
+    #[must_use]
+    pub fn new(place: DvmPlace, client: impl Into<String>) -> Self {
+        Self { place, prefer: None, only: None, client: client.into(), reach: REACH }
+    }
+
+    /// This member's kernel and no other.
+    #[must_use]
+    pub fn only(mut self, member: impl Into<String>) -> Self {
+        self.only = Some(member.into());
+        self
+    }
+
+    /// Connects to a kernel that is not among `shunned`: first to all that answer at once, then with patience.
+    ///
+    /// # Errors
+    /// `NoDvm` if no kernel answers, `NotFound` if others do but not the one wanted.
+    fn connect(&self, shunned: &[String]) -> Result<Connection, Failure> {
+        let deadline = Instant::now() + self.reach;
+        let mut patience = HELLO_FIRST;
+        loop {
+            let mut silent = Vec::new();
+            for member in self.candidates()? {
+                if shunned.contains(&member) {
+                    continue;
+                }
+                let until = deadline.min(Instant::now() + patience);
+                match Connection::open(&self.place, &member, &self.client, until) {
+                    Ok(connection) => return Ok(connection),
+                    Err(Refusal::Gone) => {}
+                    Err(Refusal::Silent) => silent.push(member),
+                    Err(Refusal::Failed(failure)) => return Err(failure),
+                }
+            }
+            if silent.is_empty() || Instant::now() >= deadline {
+                return Err(self.unreachable(&silent));
+            }
+            patience = Duration::from_secs(2);
+        }
+    }
+
+    fn candidates(&self) -> Result<Vec<String>, Failure> {
+        if let Some(only) = &self.only {
+            return Ok(vec![only.clone()]);
+        }
+        let mut members = self.place.members()?;
+        if let Some(first) = self.prefer.as_ref().and_then(|prefer| members.iter().position(|m| m == prefer))
+        {
+            members[..=first].rotate_right(1);
+        }
+        Ok(members)
+    }
+
+    fn unreachable(&self, silent: &[String]) -> Failure {
+        let dvm = self.place.name();
+        if !silent.is_empty() {
+            return Failure::new(FailureCode::NoDvm, format!("no kernel of DVM `{dvm}` answers"))
+                .cause(format!("{} accepted and stayed silent: stopped, or overloaded", silent.join(", ")))
+                .hint("resume it with `dvm chaos resume`, or end it with `dvm halt --force`");
+        }
+        if let Some(only) = &self.only {
+            let live = self.place.live_members();
+            if !live.is_empty() {
+                let message = format!("no kernel `{only}` of DVM `{dvm}` on this host");
+                return Failure::new(FailureCode::NotFound, message)
+                    .hint(format!("these are here: {}", live.join(", ")));
+            }
+        }
+        Failure::new(FailureCode::NoDvm, format!("no kernel of DVM `{dvm}` lives on this host"))
+            .cause(format!("nothing accepts in {}", self.place.directory().display()))
+            .hint("see `dvm list`; start one with `dvm up`")
+    }
+}
+
+impl From<PlaceError> for Failure {
+    fn from(error: PlaceError) -> Self {
+        let code = match &error {
+            PlaceError::Name { .. } | PlaceError::Uri { .. } => FailureCode::Usage,
+            PlaceError::Symlink { .. } | PlaceError::NotOurs { .. } | PlaceError::Open { .. } => {
+                FailureCode::Denied
+            }
+            _ => FailureCode::Failure,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// A client's session with a DVM.
+#[derive(Debug)]
+pub struct Client {
+    target: Target,
+    connection: Option<Connection>,
+    /// Members whose kernel said that it is no longer part of the DVM.
+    shunned: Vec<String>,
+    session: String,
+    /// Of the last stamp drawn.
+    seq: u64,
+}
+
+/// What may be done with a request whose kernel was lost before it answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Ask another.
+    Read,
+    /// Send it to another with the same stamp.
+    Change,
+    /// It was about that kernel.
+    Local,
+}
+
+impl Client {
+    /// Connects, with a session drawn at random.
+    ///
+    /// # Errors
+    /// `NoDvm` if no kernel answers.
+    pub fn connect(target: Target) -> Result<Self, Failure> {
+        let session = random_session().map_err(|error| {
+            Failure::new(FailureCode::Failure, format!("cannot read /dev/urandom: {error}"))
+        })?;
+        Self::with_session(target, session)
+    }
+
+    /// Connects with a session of the caller's choice: its changes are numbered from 1, and one with a number that the
+    /// DVM knows is answered as it was the first time.
+    ///
+    /// # Errors
+    /// `NoDvm` if no kernel answers.
+    pub fn with_session(target: Target, session: impl Into<String>) -> Result<Self, Failure> {
+        let connection = Some(target.connect(&[])?);
+        Ok(Self { target, connection, shunned: Vec::new(), session: session.into(), seq: 0 })
+    }
+
+    /// The member talked to; none right after its kernel was lost.
+    #[must_use]
+    pub fn through(&self) -> Option<&str> {
+        self.connection.as_ref().map(|connection| connection.member.as_str())
+    }
+
+    /// Whom it talks to.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// The next stamp of this session.
+    pub fn stamp(&mut self) -> Stamp {
+        self.seq += 1;
+        Stamp { session: self.session.clone(), seq: self.seq }
+    }
+
+    /// Asks, and waits for the answer. A change without a stamp gets this session's next.
+    ///
+    /// # Errors
+    /// What the kernel says; `Unknown` when time is up, or when the kernel was lost, no other one is here, and the
+    /// change may or may not take effect.
+    pub fn request(
+        &mut self,
+        request: Request,
+        stamp: Option<Stamp>,
+        timeout: Option<Duration>,
+    ) -> Result<Answer, Failure> {
+        let kind = kind(&request);
+        let stamp = match (stamp, kind) {
+            (None, Kind::Change) => Some(self.stamp()),
+            (stamp, _) => stamp,
+        };
+        let can_move = kind != Kind::Local && self.target.only.is_none();
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut lost_at: Option<String> = None;
+        loop {
+            if self.connection.is_none() {
+                match self.target.connect(&self.shunned) {
+                    Ok(connection) => self.connection = Some(connection),
+                    Err(failure) => return Err(lost(kind, lost_at, failure)),
+                }
+            }
+            let connection = self.connection.as_mut().expect("connected above");
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            match exchange(connection, &request, stamp.as_ref(), left) {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(failure)) if failure.code == FailureCode::NoDvm && can_move => {
+                    self.shun();
+                }
+                Ok(Err(failure)) => return Err(failure),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    let member = &connection.member;
+                    return Err(Failure::new(
+                        FailureCode::Unknown,
+                        format!(
+                            "no answer from {member} within {:.1} s",
+                            timeout.unwrap_or_default().as_secs_f64()
+                        ),
+                    )
+                    .hint("`dvm status` shows what the DVM waits for; --timeout gives it longer"));
+                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.connection = None;
+                    return Err(Failure::new(FailureCode::Failure, "the kernel's answer makes no sense")
+                        .cause(error.to_string())
+                        .hint("are `dvm` and `dvm-kernel` of one version?"));
+                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    return Err(Failure::new(FailureCode::Usage, error.to_string()));
+                }
+                Err(_) => {
+                    let member = connection.member.clone();
+                    self.connection = None;
+                    if kind == Kind::Local {
+                        let message = format!("the kernel of {member} was lost before it answered");
+                        return Err(Failure::new(FailureCode::Unknown, message));
+                    }
+                    lost_at = Some(member);
+                }
+            }
+        }
+    }
+
+    /// Subscribes at a connection of its own.
+    ///
+    /// # Errors
+    /// `NoDvm` if no kernel answers.
+    pub fn events(&self, since: Since, filter: Filter) -> Result<Events, Failure> {
+        Events::open(self.target.clone(), since, filter)
+    }
+
+    fn shun(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.shunned.push(connection.member);
+        }
+    }
+}
+
+fn exchange(
+    connection: &mut Connection,
+    request: &Request,
+    stamp: Option<&Stamp>,
+    left: Option<Duration>,
+) -> io::Result<Result<Answer, Failure>> {
+    let deadline = left.map(|left| Instant::now() + left + GRACE);
+    let id = connection.send(request, stamp, left, deadline)?;
+    loop {
+        let message = connection.receive(deadline)?;
+        // Others are late answers to requests that were given up.
+        if message.id == id {
+            return Ok(message.answer);
+        }
+    }
+}
+
+/// The failure when no kernel can be reached, given what was going on.
+fn lost(kind: Kind, lost_at: Option<String>, failure: Failure) -> Failure {
+    match lost_at {
+        Some(member) if kind == Kind::Change => Failure::new(
+            FailureCode::Unknown,
+            format!("the kernel of {member} was lost before it answered, and no other one is here"),
+        )
+        .cause(failure.message)
+        .hint("the change may have taken effect; repeat it with the same --id once a kernel is back"),
+        _ => failure,
+    }
+}
+
+fn kind(request: &Request) -> Kind {
+    match request {
+        Request::Hello { .. }
+        | Request::Status
+        | Request::StateGet { .. }
+        | Request::StateList { .. }
+        | Request::Settings
+        | Request::Subscribe { .. }
+        | Request::History { .. }
+        | Request::Verify
+        | Request::PutBlob { .. }
+        | Request::Ticket
+        | Request::Call { query: true, .. } => Kind::Read,
+        Request::StateTransaction { .. }
+        | Request::Configure { .. }
+        | Request::Call { .. }
+        | Request::Transact { .. }
+        | Request::Remove { .. }
+        | Request::Halt
+        | Request::Promote => Kind::Change,
+        Request::Chaos(_) | Request::Bench { .. } => Kind::Local,
+    }
+}
+
+fn random_session() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+//! The client against kernels that are threads of this test and behave as told.
+
+use super::*;
+use crate::local::{EventDoc, ToClient, ToKernel, read_frame, write_frame};
+use crate::place::RuntimeDir;
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+/// What a kernel of this test does with a request.
+enum Act {
+    Answer(Result<Answer, Failure>),
+    Events(Vec<u64>),
+    Die,
+}
+
+struct Kernel {
+    heard: Receiver<ToKernel>,
+}
+
+/// A kernel that answers hello by itself, and one connection's other requests in turn; then it is gone.
+fn kernel(place: &DvmPlace, member: &'static str, acts: Vec<Act>) -> Kernel {
+    let listener = UnixListener::bind(place.socket(member).expect("short")).expect("bound");
+    let (tell, heard) = channel();
+    thread::spawn(move || serve(&listener, member, acts, &tell));
+    Kernel { heard }
+}
+
+fn serve(listener: &UnixListener, member: &str, acts: Vec<Act>, tell: &Sender<ToKernel>) {
+    let (mut stream, _) = listener.accept().expect("accepted");
+    let hello: ToKernel = read_frame(&mut stream).expect("read").expect("hello");
+    let welcome = Answer::Hello { version: 1, member: member.into(), dvm: "one".into() };
+    write_frame(&mut stream, &ToClient { id: hello.id, answer: Ok(welcome) }).expect("written");
+    for act in acts {
+        let Ok(Some(asked)) = read_frame::<ToKernel>(&mut stream) else { return };
+        let id = asked.id;
+        tell.send(asked).expect("heard");
+        match act {
+            Act::Answer(answer) => write_frame(&mut stream, &ToClient { id, answer }).expect("written"),
+            Act::Events(indices) => {
+                for index in indices {
+                    let answer = Ok(Answer::Event(Box::new(event(index))));
+                    write_frame(&mut stream, &ToClient { id, answer }).expect("written");
+                }
+            }
+            Act::Die => return,
+        }
+    }
+}
+
+fn event(index: u64) -> EventDoc {
+    EventDoc {
+        schema: 1,
+        index: Some(index),
+        view: "1.k0.0".into(),
+        epoch: 1,
+        label: "confirmed".into(),
+        lineage: "a".into(),
+        cursor: format!("c{index}"),
+        time: "2026-01-02T03:04:05.678Z".into(),
+        kind: "member-joined".into(),
+        more: serde_json::Map::new(),
+    }
+}
+
+fn place() -> (tempfile::TempDir, DvmPlace) {
+    let base = tempfile::tempdir().expect("a directory");
+    let runtime = RuntimeDir::create_at(&base.path().join("run")).expect("created");
+    let place = runtime.dvm("one").expect("a name");
+    place.create().expect("created");
+    (base, place)
+}
+
+fn done() -> Act {
+    Act::Answer(Ok(Answer::Done { receipt: None, held: None }))
+}
+
+fn indices(events: &mut Events, count: usize) -> Vec<u64> {
+    (0..count)
+        .map(|_| match events.next(Some(Duration::from_secs(5))) {
+            Ok(Next::Event(event)) => event.index.expect("an index"),
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+#[test]
+fn a_change_moves_to_another_kernel_with_the_same_stamp() {
+    let (_base, place) = place();
+    let k0 = kernel(&place, "k0", vec![Act::Die]);
+    let k1 = kernel(&place, "k1", vec![done()]);
+    let mut client = Client::connect(Target::new(place, "test")).expect("connected");
+    assert_eq!(client.through(), Some("k0"));
+    client.request(Request::Promote, None, Some(REACH)).expect("done at k1");
+    assert_eq!(client.through(), Some("k1"));
+    let stamps = (k0.heard.recv().expect("heard").stamp, k1.heard.recv().expect("heard").stamp);
+    assert_eq!(stamps.0, stamps.1);
+    assert_eq!(stamps.0.expect("a stamp").seq, 1);
+}
+
+#[test]
+fn without_another_kernel_a_change_is_unknown_and_a_read_finds_no_dvm() {
+    let (_base, place) = place();
+    for (request, code) in [(Request::Halt, FailureCode::Unknown), (Request::Status, FailureCode::NoDvm)] {
+        let _k0 = kernel(&place, "k0", vec![Act::Die]);
+        let mut client = Client::connect(Target::new(place.clone(), "test")).expect("connected");
+        let failure = client.request(request, None, Some(REACH)).expect_err("no kernel is left");
+        assert_eq!(failure.code, code, "{failure:?}");
+        place.sweep().expect("swept");
+    }
+}
+
+#[test]
+fn what_is_about_one_kernel_does_not_move() {
+    let (_base, place) = place();
+    let _k0 = kernel(&place, "k0", vec![Act::Die]);
+    let k1 = kernel(&place, "k1", vec![done()]);
+    let mut client = Client::connect(Target::new(place, "test")).expect("connected");
+    let failure = client.request(Request::Chaos(crate::local::Chaos::Heal), None, None).expect_err("lost");
+    assert_eq!(failure.code, FailureCode::Unknown);
+    assert!(k1.heard.try_recv().is_err());
+}
+
+#[test]
+fn a_kernel_that_left_the_dvm_is_passed_over() {
+    let (_base, place) = place();
+    let _k0 = kernel(&place, "k0", vec![Act::Answer(Err(Failure::new(FailureCode::NoDvm, "fenced")))]);
+    let _k1 = kernel(&place, "k1", vec![done()]);
+    let mut client = Client::connect(Target::new(place, "test")).expect("connected");
+    client.request(Request::Promote, None, Some(REACH)).expect("done at k1");
+}
+
+#[test]
+fn a_silent_kernel_is_passed_over() {
+    let (_base, place) = place();
+    let _mute = UnixListener::bind(place.socket("k0").expect("short")).expect("bound");
+    let _k1 = kernel(&place, "k1", vec![]);
+    let client = Client::connect(Target::new(place, "test")).expect("connected");
+    assert_eq!(client.through(), Some("k1"));
+}
+
+#[test]
+fn time_is_up() {
+    let (_base, place) = place();
+    let (_tell, held) = channel::<()>();
+    let listener = UnixListener::bind(place.socket("k0").expect("short")).expect("bound");
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accepted");
+        let hello: ToKernel = read_frame(&mut stream).expect("read").expect("hello");
+        let welcome = Answer::Hello { version: 1, member: "k0".into(), dvm: "one".into() };
+        write_frame(&mut stream, &ToClient { id: hello.id, answer: Ok(welcome) }).expect("written");
+        let _ = held.recv();
+    });
+    let mut client = Client::connect(Target::new(place, "test")).expect("connected");
+    let failure = client.request(Request::Status, None, Some(Duration::from_millis(1))).expect_err("late");
+    assert_eq!(failure.code, FailureCode::Unknown);
+}
+
+#[test]
+fn events_go_on_at_another_kernel_after_the_last_one_told() {
+    let (_base, place) = place();
+    let _k0 = kernel(&place, "k0", vec![Act::Events(vec![4, 5])]);
+    let k1 = kernel(&place, "k1", vec![Act::Events(vec![5, 6])]);
+    let target = Target::new(place, "test");
+    let filter = Filter { follow: true, ..Filter::default() };
+    let mut events = Events::open(target, Since::Index(3), filter).expect("subscribed");
+    assert_eq!(indices(&mut events, 3), [4, 5, 6]);
+    match k1.heard.recv().expect("heard").request {
+        Request::Subscribe { since, .. } => assert_eq!(since, Since::Cursor("c5".into())),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn without_a_kernel_a_stream_is_detached_once_and_then_quiet() {
+    let (_base, place) = place();
+    let _k0 = kernel(&place, "k0", vec![Act::Events(vec![4])]);
+    let filter = Filter { follow: true, ..Filter::default() };
+    let mut events = Events::open(Target::new(place, "test"), Since::All, filter).expect("subscribed");
+    assert_eq!(indices(&mut events, 1), [4]);
+    match events.next(None).expect("no error") {
+        Next::Event(event) => assert_eq!((event.kind.as_str(), event.index), ("detached", None)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(events.next(Some(Duration::from_millis(1))), Ok(Next::Quiet));
+}
