@@ -158,7 +158,10 @@ impl Config {
             .iter()
             .map(|&(key, ..)| (key, copy.number(key).expect("the table names fields").to_string()))
             .collect();
-        all.push(("partition", if self.partition == Partition::Survive { "survive" } else { "quorum" }.into()));
+        all.push((
+            "partition",
+            if self.partition == Partition::Survive { "survive" } else { "quorum" }.into(),
+        ));
         all.push(("merge", if self.merge == Merge::Discard { "discard" } else { "resubmit" }.into()));
         all.push(("chaos", self.chaos.to_string()));
         all

@@ -199,7 +199,9 @@ mod tests {
             for rank in (0..n).map(Rank) {
                 let observers = view.observers(rank, 4);
                 assert!(!observers.contains(&rank));
-                assert!(observers.contains(&view.successor(rank)) && observers.contains(&view.predecessor(rank)));
+                assert!(
+                    observers.contains(&view.successor(rank)) && observers.contains(&view.predecessor(rank))
+                );
                 assert!(observers.len() <= 4);
             }
         }

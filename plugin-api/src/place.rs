@@ -474,7 +474,7 @@ impl DvmPlace {
             .filter(|name| check_name(name).is_ok())
             .map(str::to_owned)
             .collect();
-        members.sort_by(|a, b| natural(a).cmp(&natural(b)));
+        members.sort_by_key(|member| natural(member));
         Ok(members)
     }
 }

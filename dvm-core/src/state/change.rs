@@ -403,7 +403,6 @@ pub enum Healing {
     Taking(Box<Take>),
 }
 
-
 /// A summary of `view` at `index`.
 #[must_use]
 pub fn summary(view: &View, last_confirmed: Epoch, index: HistoryIndex) -> Summary {

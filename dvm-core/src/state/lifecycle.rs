@@ -8,9 +8,11 @@ impl State {
         let loaded = self.plugins.get(plugin).is_some();
         let is_load = matches!(transaction.kind, TransactionKind::Load(_));
         if self.open.values().any(|open| open.transaction.kind.plugin() == plugin) {
-            step.applied = refused("busy", &alloc::format!("another transaction about {plugin} is open; try again"));
+            step.applied =
+                refused("busy", &alloc::format!("another transaction about {plugin} is open; try again"));
         } else if is_load && loaded {
-            step.applied = refused("exists", &alloc::format!("a plug-in called {plugin} is loaded; unload it first"));
+            step.applied =
+                refused("exists", &alloc::format!("a plug-in called {plugin} is loaded; unload it first"));
         } else if !is_load && !loaded {
             step.applied = refused("not-found", &alloc::format!("no plug-in is called {plugin}"));
         } else {
@@ -45,7 +47,13 @@ impl State {
         step.ended = Some(Ended { transaction, committed, results, electorate: open.electorate });
     }
 
-    fn commit(&mut self, kind: &TransactionKind, electorate: &[MemberId], outcome: &Outcome, since: HistoryIndex) {
+    fn commit(
+        &mut self,
+        kind: &TransactionKind,
+        electorate: &[MemberId],
+        outcome: &Outcome,
+        since: HistoryIndex,
+    ) {
         match kind {
             TransactionKind::Load(spec) => {
                 let members = self.view.members.iter().enumerate();

@@ -171,7 +171,8 @@ impl State {
     /// Hash of everything that members of a branch agree on, at this index.
     #[must_use]
     pub fn hash(&self) -> [u8; 32] {
-        let small = (&self.id, &self.config, &self.view, self.index, self.key, &self.history_hash, &self.members);
+        let small =
+            (&self.id, &self.config, &self.view, self.index, self.key, &self.history_hash, &self.members);
         let tables = (self.plugins.hash(), self.keys.hash(), self.sessions.hash(), &self.open, self.fence);
         let rest = (self.last_confirmed, self.epoch_floor, &self.healing);
         let bytes = postcard::to_allocvec(&(small, tables, rest)).expect("the state is plain data");
@@ -276,7 +277,14 @@ impl State {
         self.history_hash = *hasher.finalize().as_bytes();
     }
 
-    fn event(&self, index: HistoryIndex, entry: HistoryIndex, label: Label, time_ms: u64, kind: EventKind) -> Event {
+    fn event(
+        &self,
+        index: HistoryIndex,
+        entry: HistoryIndex,
+        label: Label,
+        time_ms: u64,
+        kind: EventKind,
+    ) -> Event {
         let (view, view_id, lineage) = (self.view_text(), self.view.id, self.view.lineage);
         Event { index, entry, view, view_id, label, lineage, time_ms, kind }
     }
@@ -310,7 +318,12 @@ impl State {
                     }
                     DepartureCause::Failed { cause, noticed_by, last_heard_ms } => {
                         let (noticed_by, last_heard_ms) = (self.name_of(*noticed_by), *last_heard_ms);
-                        step.kinds.push(EventKind::MemberFailed { member, cause: *cause, noticed_by, last_heard_ms });
+                        step.kinds.push(EventKind::MemberFailed {
+                            member,
+                            cause: *cause,
+                            noticed_by,
+                            last_heard_ms,
+                        });
                         cause.word().into()
                     }
                 };
@@ -363,7 +376,9 @@ impl State {
         if stamp.seq <= session.last {
             let kept = session.answers.iter().find(|(seq, ..)| *seq == stamp.seq);
             step.applied = match kept {
-                Some((_, index, first)) => Applied::Repeated { index: *index, first: Box::new(first.clone()) },
+                Some((_, index, first)) => {
+                    Applied::Repeated { index: *index, first: Box::new(first.clone()) }
+                }
                 None => refused("sequence", "the first answer is no longer kept"),
             };
             return;

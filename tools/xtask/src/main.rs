@@ -1,48 +1,52 @@
-//! The project's own commands: `cargo xtask test` and `cargo xtask simulate`.
-#![expect(clippy::print_stdout, reason = "a tool for people: it says what it runs")]
+//! The project's own commands: `cargo xtask demo`, `test`, `simulate`, `install`. They need nothing but cargo.
 
-use anyhow::{Context, Result, bail};
-use clap::Parser;
-use std::process::Command;
+mod cargo;
+mod demo;
+mod install;
+mod test;
 
-#[derive(Parser)]
-#[command(about = "The project's own commands")]
-enum Task {
-    /// Every check that decides whether a change lands.
-    Test,
-    /// The protocol under faults: many members, one seed a run.
-    Simulate {
-        /// Arguments of the simulator, such as `--seeds N --first-seed S`.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
 }
 
-fn main() -> Result<()> {
-    match Task::parse() {
-        Task::Test => test(),
-        Task::Simulate { arguments } => {
-            let mut all = vec!["run", "--release", "--package", "dvm-tests", "--bin", "simulate", "--"];
-            all.extend(arguments.iter().map(String::as_str));
-            cargo(&all)
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build what the demo shows, and run it
+    Demo {
+        /// For `dvm demo`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Format, lints, all tests, a short simulation: what must hold for every commit
+    Test,
+    /// Run the simulator: --seeds N [--first-seed S]
+    Simulate {
+        /// For the simulator
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Build for release and put binaries and plug-ins in place
+    Install(install::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Demo { args } => demo::run(&args),
+        Command::Test => test::run(),
+        Command::Simulate { args } => test::simulate(&args),
+        Command::Install(args) => install::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
     }
-}
-
-fn test() -> Result<()> {
-    let nextest = Command::new("cargo").args(["nextest", "--version"]).output();
-    if nextest.is_ok_and(|output| output.status.success()) {
-        cargo(&["nextest", "run", "--workspace"])
-    } else {
-        cargo(&["test", "--workspace"])
-    }
-}
-
-fn cargo(arguments: &[&str]) -> Result<()> {
-    println!("cargo {}", arguments.join(" "));
-    let status = Command::new("cargo").args(arguments).status().context("cargo does not start")?;
-    if !status.success() {
-        bail!("`cargo {}` failed: {status}", arguments.join(" "));
-    }
-    Ok(())
 }

@@ -1,0 +1,122 @@
+//! A plug-in's library as a file: where it is, what its manifest says. Nothing of it is run.
+
+use crate::exit::usage;
+use crate::table::count;
+use dvm_plugin_api::local::{Failure, FailureCode};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Largest library, bytes.
+const LIBRARY_MAX: u64 = 1 << 30;
+
+/// What a library says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    /// `json`, `msgpack` or `bytes`.
+    pub(crate) payload: String,
+}
+
+/// A library that passed all checks that can be made without running it.
+#[derive(Clone, Debug)]
+pub(crate) struct Library {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Vec<u8>,
+    /// BLAKE3, hexadecimal.
+    pub(crate) hash: String,
+    pub(crate) manifest: Manifest,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Library {
+    /// As `plugin check --json` prints it.
+    pub(crate) fn report(&self) -> Value {
+        let Manifest { name, version, payload } = &self.manifest;
+        json!({
+            "ok": true,
+            "file": self.path,
+            "name": name,
+            "version": version,
+            "payload": payload,
+            "hash": self.hash,
+            "size": self.bytes.len(),
+            "warnings": self.warnings,
+        })
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let Manifest { name, version, payload } = &self.manifest;
+        let mut text = format!(
+            "{name} {version}, payload {payload}\n{} ({} bytes)\nhash {}",
+            self.path.display(),
+            self.bytes.len(),
+            self.hash
+        );
+        for warning in &self.warnings {
+            text.push_str(&format!("\nwarning: {warning}"));
+        }
+        text.push_str(&format!("\nfit to load, {}", count(self.warnings.len(), "warning")));
+        text
+    }
+}
+
+/// The file that is meant: a path as it is, a name as `libNAME.so` in `DVM_PLUGIN_PATH`, `PREFIX/lib/dvm/plugins`, or
+/// beside this program.
+pub(crate) fn find(given: &str) -> Result<PathBuf, Failure> {
+    if given.contains('/') {
+        return Ok(given.into());
+    }
+    let file = if given.ends_with(".so") { given.to_owned() } else { format!("lib{given}.so") };
+    let directories = directories();
+    directories.iter().map(|directory| directory.join(&file)).find(|path| path.is_file()).ok_or_else(|| {
+        let searched: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
+        Failure::new(FailureCode::NotFound, format!("no plug-in `{given}`"))
+            .cause(format!("{file} is not in {}", searched.join(", ")))
+            .hint("give a path with a `/`, or set DVM_PLUGIN_PATH")
+    })
+}
+
+fn directories() -> Vec<PathBuf> {
+    let mut directories: Vec<PathBuf> = std::env::var_os("DVM_PLUGIN_PATH")
+        .map(|path| std::env::split_paths(&path).collect())
+        .unwrap_or_default();
+    directories.retain(|directory| !directory.as_os_str().is_empty());
+    if let Some(beside) = std::env::current_exe().ok().as_deref().and_then(Path::parent) {
+        directories.extend(beside.parent().map(|prefix| prefix.join("lib/dvm/plugins")));
+        directories.push(beside.into());
+    }
+    directories
+}
+
+/// Reads a library and checks what can be checked without running it.
+pub(crate) fn read(path: &Path) -> Result<Library, Failure> {
+    let unreadable = |error: std::io::Error| {
+        let code = match error.kind() {
+            std::io::ErrorKind::NotFound => FailureCode::NotFound,
+            _ => FailureCode::Failure,
+        };
+        Failure::new(code, format!("cannot read {}: {error}", path.display()))
+    };
+    let found = fs::metadata(path).map_err(unreadable)?;
+    if !found.is_file() || found.len() > LIBRARY_MAX {
+        return Err(usage(format!("{} is no library", path.display())));
+    }
+    let bytes = fs::read(path).map_err(unreadable)?;
+    let manifest = manifest(path, &bytes)?;
+    let hash = blake3::hash(&bytes).to_hex().to_string();
+    Ok(Library { path: path.into(), bytes, hash, manifest, warnings: Vec::new() })
+}
+
+fn manifest(path: &Path, bytes: &[u8]) -> Result<Manifest, Failure> {
+    if !bytes.starts_with(b"\x7fELF") {
+        return Err(Failure::new(FailureCode::Failure, format!("{} is no plug-in", path.display()))
+            .cause("it is no ELF file")
+            .hint("a plug-in is a shared library: build it with crate-type `cdylib`, or cc -shared"));
+    }
+    // WAITS for the manifest reader of plugin-api's `host` feature.
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let name = stem.strip_prefix("lib").unwrap_or(stem);
+    Ok(Manifest { name: name.into(), version: "0.1.0".into(), payload: "msgpack".into() })
+}

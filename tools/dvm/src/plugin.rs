@@ -1,0 +1,308 @@
+//! `plugin`: what every member executes and all of them decide.
+
+use crate::context::{Context, status, unexpected};
+use crate::exit::{self, failed, usage};
+use crate::library::{self, Library};
+use crate::parse;
+use crate::show::{plugin_text, plugins};
+use crate::table::Rows;
+use clap::{Args, Subcommand};
+use dvm_plugin_api::client::Client;
+use dvm_plugin_api::local::{Answer, Failure, FailureCode, Load, Request, TransactionDoc, TransactionKind};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Bytes of a library in one request.
+const PART: usize = 1 << 20;
+
+/// How often a library is sent anew because the kernel that held its parts was lost.
+const UPLOADS: usize = 4;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PluginCommand {
+    /// Load a plug-in at every member
+    Load(LoadArgs),
+    /// Unload it
+    Unload {
+        /// The plug-in
+        name: String,
+        #[command(flatten)]
+        rule: Rule,
+    },
+    /// Change its configuration
+    Configure {
+        /// The plug-in
+        name: String,
+        #[command(flatten)]
+        config: ConfigArgs,
+        #[command(flatten)]
+        rule: Rule,
+    },
+    /// Print one plug-in with its instances
+    Show {
+        /// The plug-in
+        name: String,
+    },
+    /// Print all
+    List,
+    /// Look at a library without running it, and without a DVM
+    Check {
+        /// The library
+        #[arg(value_name = "FILE|NAME")]
+        file: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LoadArgs {
+    /// A library, or the name of one in DVM_PLUGIN_PATH, lib/dvm/plugins, or beside dvm
+    #[arg(value_name = "FILE|NAME")]
+    file: String,
+    /// Load it under this name; default: its own
+    #[arg(long)]
+    name: Option<String>,
+    /// Who runs it, and who applies its commands
+    #[arg(long, default_value = "parallel", value_parser = ["parallel", "hot", "warm", "single"])]
+    mode: String,
+    /// In a process of its own, or inside the kernel
+    #[arg(long, default_value = "process", value_parser = ["process", "kernel"])]
+    placement: String,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// At most so many restarts, like 3/60s
+    #[arg(long, value_name = "N/WINDOW", default_value = "3/60s", value_parser = parse::window)]
+    restart: (u32, u64),
+    /// Longest a callback may take
+    #[arg(long, value_name = "T", default_value = "5s", value_parser = parse::duration)]
+    deadline: Duration,
+    /// It has no state to hand over
+    #[arg(long)]
+    stateless: bool,
+    #[command(flatten)]
+    rule: Rule,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// A configuration in TOML or JSON; replaces what was there
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One key: K=V, or K- to remove; repeat
+    #[arg(short = 'c', value_name = "K=V", value_parser = parse::change)]
+    changes: Vec<(String, Option<Value>)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rule {
+    /// Who must succeed: all, majority, at-least:K, any; default: the DVM's setting
+    #[arg(long, value_name = "RULE", value_parser = parse::require)]
+    require: Option<String>,
+    /// Execute and tell, change nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) fn run(context: &Context, command: PluginCommand) -> exit::Result {
+    match command {
+        PluginCommand::Load(args) => load(context, args),
+        PluginCommand::Unload { name, rule } => {
+            let mut client = context.client()?;
+            transact(context, &mut client, TransactionKind::Unload { plugin: name }, rule)
+        }
+        PluginCommand::Configure { name, config, rule } => {
+            let replace = config.config.is_some();
+            let keys = config.read()?;
+            if keys.is_empty() && !replace {
+                return Err(usage("nothing to change").hint("give -c KEY=VALUE, -c KEY- or --config FILE"));
+            }
+            let mut client = context.client()?;
+            transact(context, &mut client, TransactionKind::Configure { plugin: name, replace, keys }, rule)
+        }
+        PluginCommand::Show { name } => show(context, &name),
+        PluginCommand::List => plugins(context),
+        PluginCommand::Check { file } => check(context, &file),
+    }
+}
+
+fn load(context: &Context, args: LoadArgs) -> exit::Result {
+    let library = library::read(&library::find(&args.file)?)?;
+    let config = args.config.read()?;
+    if let Some((key, _)) = config.iter().find(|(_, value)| value.is_none()) {
+        return Err(usage(format!("-c {key}- removes a key, and there is none before a load")));
+    }
+    let load = Load {
+        name: args.name.unwrap_or_else(|| library.manifest.name.clone()),
+        version: library.manifest.version.clone(),
+        payload: library.manifest.payload.clone(),
+        hash: library.hash.clone(),
+        size: library.bytes.len() as u64,
+        mode: args.mode,
+        placement: args.placement,
+        config: config.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
+        restart_times: args.restart.0,
+        restart_window_ms: args.restart.1,
+        deadline_ms: u64::try_from(args.deadline.as_millis()).unwrap_or(u64::MAX),
+        stateless: args.stateless,
+    };
+    let mut client = context.client()?;
+    let timeout = context.timeout_agreed(&mut client)?;
+    let document = send_and_load(&mut client, &library, load, args.rule, timeout)?;
+    tell(context, &document)
+}
+
+/// Sends a library and proposes its load. The kernel that holds the library may be lost before it has proposed: then
+/// both are repeated at another one, with one stamp, so that the load takes effect once.
+fn send_and_load(
+    client: &mut Client,
+    library: &Library,
+    load: Load,
+    rule: Rule,
+    timeout: Option<Duration>,
+) -> Result<TransactionDoc, Failure> {
+    let stamp = client.stamp();
+    let request = Request::Transact {
+        kind: TransactionKind::Load(Box::new(load)),
+        require: rule.require,
+        dry_run: rule.dry_run,
+    };
+    let mut uploads = 0;
+    loop {
+        uploads += 1;
+        let through = client.through().map(str::to_owned);
+        send(client, library, timeout)?;
+        if client.through() != through.as_deref() && uploads < UPLOADS {
+            continue;
+        }
+        let through = client.through().map(str::to_owned);
+        match client.request(request.clone(), Some(stamp.clone()), timeout) {
+            Ok(Answer::Transaction(document)) => return Ok(*document),
+            Ok(other) => return Err(unexpected(&other)),
+            Err(failure)
+                if failure.code == FailureCode::NotFound
+                    && client.through() != through.as_deref()
+                    && uploads < UPLOADS => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+}
+
+fn send(client: &mut Client, library: &Library, timeout: Option<Duration>) -> Result<(), Failure> {
+    for (number, part) in library.bytes.chunks(PART).enumerate() {
+        let request = Request::PutBlob {
+            hash: library.hash.clone(),
+            size: library.bytes.len() as u64,
+            offset: (number * PART) as u64,
+            data: part.to_vec(),
+        };
+        client.request(request, None, timeout)?;
+    }
+    Ok(())
+}
+
+/// Loads a library with its defaults, for commands that need it loaded.
+pub(crate) fn load_simply(
+    client: &mut Client,
+    path: &Path,
+    timeout: Duration,
+) -> Result<TransactionDoc, Failure> {
+    let library = library::read(path)?;
+    let load = Load {
+        name: library.manifest.name.clone(),
+        version: library.manifest.version.clone(),
+        payload: library.manifest.payload.clone(),
+        hash: library.hash.clone(),
+        size: library.bytes.len() as u64,
+        mode: "parallel".into(),
+        placement: "process".into(),
+        config: BTreeMap::new(),
+        restart_times: 3,
+        restart_window_ms: 60_000,
+        deadline_ms: 5_000,
+        stateless: false,
+    };
+    send_and_load(client, &library, load, Rule { require: None, dry_run: false }, Some(timeout))
+}
+
+fn transact(context: &Context, client: &mut Client, kind: TransactionKind, rule: Rule) -> exit::Result {
+    let timeout = context.timeout_agreed(client)?;
+    let request = Request::Transact { kind, require: rule.require, dry_run: rule.dry_run };
+    match client.request(request, None, timeout)? {
+        Answer::Transaction(document) => tell(context, &document),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Prints how a transaction ended; the exit code says it too.
+fn tell(context: &Context, document: &TransactionDoc) -> exit::Result {
+    context.out.tell(document, || text(document));
+    Ok(match document.outcome.as_str() {
+        "committed" => exit::OK,
+        "rejected" => exit::REJECTED,
+        _ => exit::UNKNOWN,
+    })
+}
+
+fn text(document: &TransactionDoc) -> String {
+    let TransactionDoc { transaction, outcome, dry_run, require, receipt, results } = document;
+    let mut rows = Rows::new(&["member", "result", "stage", "code", "reason"]);
+    for result in results {
+        rows.push([
+            result.member.clone(),
+            result.result.clone(),
+            result.stage.clone(),
+            result.code.clone(),
+            result.reason.clone(),
+        ]);
+    }
+    let place = if receipt.index > 0 { format!(" at index {}", receipt.index) } else { String::new() };
+    let dry = if *dry_run { ", dry run: nothing was changed" } else { "" };
+    format!("{outcome}{place} (require {require}, transaction {transaction}{dry})\n{}", rows.text())
+}
+
+fn show(context: &Context, name: &str) -> exit::Result {
+    let status = status(&mut context.client()?, context.timeout())?;
+    let plugin = status.plugins.iter().find(|plugin| plugin.name == name).ok_or_else(|| {
+        let names: Vec<_> = status.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
+        let failure = Failure::new(FailureCode::NotFound, format!("no plug-in `{name}` is loaded"));
+        if names.is_empty() { failure } else { failure.hint(format!("there are {}", names.join(", "))) }
+    })?;
+    context.out.tell(plugin, || plugin_text(plugin));
+    Ok(exit::OK)
+}
+
+fn check(context: &Context, file: &str) -> exit::Result {
+    let library = library::read(&library::find(file)?)?;
+    context.out.tell(&library.report(), || library.text());
+    Ok(exit::OK)
+}
+
+impl ConfigArgs {
+    /// The file's keys, then the single ones over them.
+    fn read(self) -> Result<BTreeMap<String, Option<Value>>, Failure> {
+        let mut keys = BTreeMap::new();
+        if let Some(file) = &self.config {
+            keys.extend(read_config(file)?.into_iter().map(|(key, value)| (key, Some(value))));
+        }
+        for (key, value) in self.changes {
+            if value.is_none() && self.config.is_some() {
+                keys.remove(&key);
+            } else {
+                keys.insert(key, value);
+            }
+        }
+        Ok(keys)
+    }
+}
+
+fn read_config(file: &Path) -> Result<Map<String, Value>, Failure> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| failed(format!("cannot read {}: {error}", file.display())))?;
+    let wrong = |error: String| usage(format!("{} is no configuration", file.display())).cause(error);
+    if file.extension().is_some_and(|extension| extension == "json") {
+        return serde_json::from_str(&text).map_err(|error| wrong(error.to_string()));
+    }
+    toml::from_str(&text)
+        .map_err(|error| wrong(error.to_string()).hint("TOML, or JSON in a file named .json"))
+}

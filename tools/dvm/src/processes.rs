@@ -1,0 +1,91 @@
+//! Kernels as processes of this host. A process is touched by its number only, and only if it is a kernel.
+
+use dvm_plugin_api::place::DvmPlace;
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Pause between two looks at whether processes are gone.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Sends a signal to a process; a process that is gone is no error.
+pub(crate) fn signal(pid: u32, signal: Signal) -> std::io::Result<()> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    match kill_process(pid, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a process runs; one that ended and was not waited for does not.
+pub(crate) fn lives(pid: u32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The state follows the name, which may hold anything, in parentheses.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// Whether a process is a kernel: a number in a file may have been given to another process since.
+pub(crate) fn is_kernel(pid: u32) -> bool {
+    let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let mut words = line.split(|byte| *byte == 0);
+    let program = words.next().unwrap_or_default();
+    program.ends_with(b"dvm-kernel") || words.any(|word| word == b"--bootstrap" || word == b"--join")
+}
+
+/// The kernel behind a member's socket or process file.
+pub(crate) fn kernel_of(place: &DvmPlace, member: &str) -> Option<u32> {
+    let by_file = place.pid(member);
+    let by_socket = || {
+        let stream = place.dial(member).ok()?;
+        let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
+        u32::try_from(peer.pid.as_raw_pid()).ok()
+    };
+    by_file.filter(|pid| is_kernel(*pid)).or_else(|| by_socket().filter(|pid| is_kernel(*pid)))
+}
+
+/// All kernels of a DVM on this host, with their members' names.
+pub(crate) fn kernels(place: &DvmPlace) -> Vec<(String, u32)> {
+    let mut members = place.members().unwrap_or_default();
+    for member in place.pids().unwrap_or_default() {
+        if !members.contains(&member) {
+            members.push(member);
+        }
+    }
+    members.into_iter().filter_map(|member| kernel_of(place, &member).map(|pid| (member, pid))).collect()
+}
+
+/// Waits until no socket of a DVM accepts and none of the processes runs; whether that came to be in time.
+pub(crate) fn wait_gone(place: &DvmPlace, pids: &[u32], deadline: Instant) -> bool {
+    loop {
+        if !place.is_live() && !pids.iter().any(|pid| lives(*pid)) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        sleep(LOOK);
+    }
+}
+
+/// Kills all kernels of a DVM on this host, again and again while something starts them anew; those that stay.
+pub(crate) fn kill_all(place: &DvmPlace, deadline: Instant) -> Vec<(String, u32)> {
+    loop {
+        let running: Vec<_> = kernels(place).into_iter().filter(|(_, pid)| lives(*pid)).collect();
+        if running.is_empty() || Instant::now() >= deadline {
+            return running;
+        }
+        for (_, pid) in &running {
+            // One that may not be killed is in the list that is returned.
+            let _ = signal(*pid, Signal::KILL);
+        }
+        sleep(LOOK);
+    }
+}
+
+/// Resident memory of a process, KiB.
+pub(crate) fn resident_kib(pid: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse().ok()
+}

@@ -1,0 +1,204 @@
+//! `list`, `status`, `members`, `plugins`: what is, without ordering anything.
+
+use crate::context::{Context, status};
+use crate::exit;
+use crate::table::{Rows, count, or_dash, pairs, plain};
+use dvm_plugin_api::local::{MemberDoc, PluginDoc, Status};
+use dvm_plugin_api::place::{self, RuntimeDir};
+use serde::Serialize;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A DVM on this host.
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    uri: String,
+    state: &'static str,
+    /// Members whose kernels live on this host.
+    members: Vec<String>,
+    logs: PathBuf,
+}
+
+pub(crate) fn list(context: &Context) -> exit::Result {
+    let runtime = RuntimeDir::open()?;
+    let path = RuntimeDir::default_path();
+    let mut listed = BTreeMap::new();
+    for place in runtime.map(|runtime| runtime.dvms()).transpose()?.unwrap_or_default() {
+        let members = place.live_members();
+        let state = if members.is_empty() { "dead" } else { "live" };
+        let name = place.name();
+        let entry =
+            Listed { logs: place::log_dir(&name), uri: place.uri(), name: name.clone(), state, members };
+        listed.insert(name, entry);
+    }
+    // Of those that ended, logs may be all that is left.
+    for entry in std::fs::read_dir(place::default_log_root()).into_iter().flatten().flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if place::check_name(&name).is_ok() && entry.path().is_dir() {
+            listed.entry(name.clone()).or_insert_with(|| Listed {
+                uri: format!("unix:{}", path.join(&name).display()),
+                name,
+                state: "dead",
+                members: Vec::new(),
+                logs: entry.path(),
+            });
+        }
+    }
+    let listed: Vec<_> = listed.into_values().collect();
+    context.out.tell(&json!({ "dvms": listed }), || {
+        if listed.is_empty() {
+            return "no DVM on this host; start one with `dvm up`".into();
+        }
+        let mut rows = Rows::new(&["name", "state", "members here", "uri", "logs"]);
+        for Listed { name, uri, state, members, logs } in &listed {
+            rows.push([
+                name.clone(),
+                (*state).into(),
+                members.join(","),
+                uri.clone(),
+                logs.display().to_string(),
+            ]);
+        }
+        rows.text()
+    });
+    Ok(exit::OK)
+}
+
+pub(crate) fn status_command(context: &Context) -> exit::Result {
+    let status = ask(context)?;
+    context.out.tell(&status, || text(&status));
+    Ok(exit::OK)
+}
+
+pub(crate) fn members(context: &Context) -> exit::Result {
+    let status = ask(context)?;
+    context.out.tell(&json!({ "members": status.members }), || member_rows(&status.members).text());
+    Ok(exit::OK)
+}
+
+pub(crate) fn plugins(context: &Context) -> exit::Result {
+    let status = ask(context)?;
+    context.out.tell(&json!({ "plugins": status.plugins }), || {
+        if status.plugins.is_empty() {
+            "no plug-in is loaded".into()
+        } else {
+            plugin_rows(&status.plugins).text()
+        }
+    });
+    Ok(exit::OK)
+}
+
+fn ask(context: &Context) -> Result<Status, dvm_plugin_api::local::Failure> {
+    status(&mut context.client()?, context.timeout())
+}
+
+fn text(status: &Status) -> String {
+    let Status { dvm, view, index, through, members, departed, plugins, transactions, .. } = status;
+    let mut text = vec![
+        format!("DVM `{}`  {}", dvm.name, dvm.uri),
+        format!(
+            "view {} ({}, {}), {}, index {index}, seen by {through}",
+            view.id,
+            view.label,
+            view.phase,
+            count(view.size, "member")
+        ),
+    ];
+    if !view.waiting_for.is_empty() {
+        text.push(format!("waiting for {}", view.waiting_for.join(", ")));
+    }
+    text.push(String::new());
+    text.push(member_rows(members).text());
+    if !departed.is_empty() {
+        text.push(String::new());
+        text.extend(departed.iter().map(|gone| {
+            format!("gone: {} ({}) at index {}, {}", gone.member, gone.cause, gone.index, gone.time)
+        }));
+    }
+    if !plugins.is_empty() {
+        text.push(String::new());
+        text.push(plugin_rows(plugins).text());
+    }
+    if !transactions.is_empty() {
+        text.push(String::new());
+        text.extend(transactions.iter().map(|open| {
+            format!(
+                "open: {} {} {} since {} ms, {}, waiting for {}",
+                open.id,
+                open.kind,
+                open.plugin,
+                open.since_ms,
+                open.phase,
+                open.waiting_for.join(", ")
+            )
+        }));
+    }
+    text.join("\n")
+}
+
+fn member_rows(members: &[MemberDoc]) -> Rows {
+    let mut rows =
+        Rows::new(&["member", "rank", "state", "host", "address", "pid", "index", "heard", "tags"]);
+    for member in members {
+        rows.push([
+            member.name.clone(),
+            member.rank.to_string(),
+            member.state.clone(),
+            member.host.clone(),
+            member.address.clone(),
+            member.pid.to_string(),
+            member.index.to_string(),
+            member.last_heard_ms.map_or_else(|| "-".into(), |ms| format!("{ms} ms")),
+            pairs(member.tags.iter().map(|(key, value)| (key, value.clone()))),
+        ]);
+    }
+    rows
+}
+
+fn plugin_rows(plugins: &[PluginDoc]) -> Rows {
+    let mut rows =
+        Rows::new(&["plug-in", "version", "mode", "state", "primary", "instances", "restarts", "failures"]);
+    for plugin in plugins {
+        let running = plugin.instances.iter().filter(|instance| instance.state == "running").count();
+        rows.push([
+            plugin.name.clone(),
+            plugin.version.clone(),
+            plugin.mode.clone(),
+            plugin.state.clone(),
+            or_dash(plugin.primary.as_ref()),
+            format!("{running}/{}", plugin.wanted.max(plugin.instances.len())),
+            plugin.restarts.to_string(),
+            plugin.failures.to_string(),
+        ]);
+    }
+    rows
+}
+
+/// One plug-in with its instances and configuration.
+pub(crate) fn plugin_text(plugin: &PluginDoc) -> String {
+    let mut rows = Rows::new(&["member", "rank", "role", "state", "placement", "pid", "applied"]);
+    for instance in &plugin.instances {
+        rows.push([
+            instance.member.clone(),
+            instance.rank.to_string(),
+            instance.role.clone(),
+            instance.state.clone(),
+            instance.placement.clone(),
+            instance.pid.to_string(),
+            or_dash(instance.applied),
+        ]);
+    }
+    let config = pairs(plugin.config.iter().map(|(key, value)| (key, plain(value))));
+    format!(
+        "{} {} ({}, {})\nhash {}\nconfig {}\n\n{}",
+        plugin.name,
+        plugin.version,
+        plugin.mode,
+        plugin.state,
+        plugin.hash,
+        if config.is_empty() { "-" } else { &config },
+        rows.text()
+    )
+}

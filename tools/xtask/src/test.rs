@@ -1,0 +1,42 @@
+//! `cargo xtask test`: the README's test command, and what CI runs.
+//!
+//! A tool that is not installed makes its step a skip, which is told and counted at the end. Where `CI` is `true` a skip
+//! is a failure: there nobody reads it.
+
+use crate::cargo::{cargo, has};
+use anyhow::{Result, bail};
+use std::env;
+
+pub(crate) fn run() -> Result<()> {
+    let mut skipped = Vec::new();
+    if has("fmt") {
+        cargo(&["fmt", "--all", "--check"])?;
+    } else {
+        skipped.push("format: rustfmt is not installed; rustup component add rustfmt");
+    }
+    // Tests of real processes run these, and cargo does not build other packages' binaries for them.
+    cargo(&["build", "--workspace", "--bins"])?;
+    cargo(&["build", "-p", "dvm-plugin-counter"])?;
+    if has("nextest") {
+        cargo(&["nextest", "run", "--workspace"])?;
+        // nextest leaves out the examples in the documentation.
+        cargo(&["test", "--workspace", "--doc", "--quiet"])?;
+    } else {
+        cargo(&["test", "--workspace"])?;
+    }
+    for skip in &skipped {
+        eprintln!("skipped {skip}");
+    }
+    if !skipped.is_empty() && env::var("CI").is_ok_and(|ci| ci == "true") {
+        bail!("{} steps skipped, and CI=true wants all of them", skipped.len());
+    }
+    eprintln!("all passed, {} skipped", skipped.len());
+    Ok(())
+}
+
+/// Runs the simulator, compiled for release.
+pub(crate) fn simulate(args: &[String]) -> Result<()> {
+    let mut all = vec!["run", "--release", "--quiet", "-p", "dvm-tests", "--bin", "simulate", "--"];
+    all.extend(args.iter().map(String::as_str));
+    cargo(&all)
+}
