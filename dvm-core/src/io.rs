@@ -130,6 +130,9 @@ pub struct Snapshot {
     pub state: State,
     /// The last events, oldest first, so that a joiner can serve cursors.
     pub events: Vec<Event>,
+    /// The last entries' indices with the first bytes of the chain hash there, oldest first: where a member that comes
+    /// back finds the last entry that its own history shares.
+    pub trail: Vec<(HistoryIndex, u64)>,
 }
 
 /// Something the member wants from the world. Outputs are carried out in order.

@@ -14,12 +14,25 @@
 
 extern crate alloc;
 
+mod admission;
+mod agreement;
+mod ballot;
 mod config;
+mod cx;
+mod detect;
+mod flush;
+mod heal;
 pub mod ids;
 mod io;
+mod join;
+mod links;
 mod member;
 mod prng;
+mod record;
+mod ring;
+mod seat;
 pub mod state;
+mod timer;
 pub mod view;
 pub mod wire;
 

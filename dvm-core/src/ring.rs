@@ -24,6 +24,8 @@ pub(crate) struct Own {
     pub(crate) request: Option<RequestId>,
     /// Whether a repeat is harmless, so that it may be proposed again after an expulsion.
     pub(crate) stamped: bool,
+    /// Worked out from the present view; of no use in another.
+    pub(crate) of_view: bool,
     /// The submission, encoded.
     pub(crate) body: Bytes,
 }
@@ -108,11 +110,6 @@ impl Broadcast {
         &self.received
     }
 
-    /// Whether anything was received and not delivered.
-    pub(crate) fn has_undelivered(&self) -> bool {
-        !self.order.is_empty()
-    }
-
     /// First frame on a link from the predecessor.
     pub(crate) fn resume_frame(&self) -> Frame {
         Frame::Resume { received: self.received.clone(), stable: self.stable.clone() }
@@ -131,7 +128,11 @@ impl Broadcast {
             return Ok(false);
         }
         if data.oseq != self.received[o] + 1 {
-            return Err(Reject::Gap { origin: data.origin.0, got: data.oseq, expected: self.received[o] + 1 });
+            return Err(Reject::Gap {
+                origin: data.origin.0,
+                got: data.oseq,
+                expected: self.received[o] + 1,
+            });
         }
         if data.key() <= self.last_key || self.store[o].back().is_some_and(|last| last.lnum >= data.lnum) {
             return Err(Reject::Malformed { what: "order key" });
@@ -160,7 +161,8 @@ impl Broadcast {
 
     /// Word from the predecessor that all members hold these.
     pub(crate) fn on_stable(&mut self, list: &[(Rank, OriginSeq)]) -> Result<(), Reject> {
-        let known = |&(o, upto): &(Rank, OriginSeq)| o.at() < self.received.len() && upto <= self.received[o.at()];
+        let known =
+            |&(o, upto): &(Rank, OriginSeq)| o.at() < self.received.len() && upto <= self.received[o.at()];
         if !list.iter().all(known) {
             return Err(Reject::Malformed { what: "stable beyond what was received" });
         }
@@ -291,9 +293,9 @@ impl Broadcast {
         core::mem::take(&mut self.own).into_iter().map(|(_, own)| own)
     }
 
-    /// Whether any own message is numbered and not delivered.
-    pub(crate) fn has_own(&self) -> bool {
-        !self.own.is_empty()
+    /// Requests of own messages that are numbered and not delivered; from now on nobody waits for them.
+    pub(crate) fn forget_requests(&mut self) -> Vec<RequestId> {
+        self.own.iter_mut().filter_map(|(_, own)| own.request.take()).collect()
     }
 
     /// Rebuilds the out-queue from what a successor says it has: data above it in key order, then STABLE; the
@@ -304,7 +306,8 @@ impl Broadcast {
         if received.len() != n || stable.len() != n || { others }.any(|o| received[o] > self.received[o]) {
             return Err(Reject::Malformed { what: "resume" });
         }
-        let lacks = |key: &Key, oseq: OriginSeq| key.origin != self.successor && oseq > received[key.origin.at()];
+        let lacks =
+            |key: &Key, oseq: OriginSeq| key.origin != self.successor && oseq > received[key.origin.at()];
         let again = self.order.iter().filter(|(key, oseq)| lacks(key, **oseq));
         self.forward = again.map(|(key, oseq)| Forward::Data(key.origin, *oseq)).collect();
         self.forward_data = self.forward.len();
@@ -318,7 +321,8 @@ impl Broadcast {
 
     /// Bodies in `(above, upto]` that are still here, in key order.
     pub(crate) fn bodies(&self, above: &[OriginSeq], upto: &[OriginSeq]) -> Vec<Data> {
-        let wanted = |key: &Key, oseq: OriginSeq| oseq > above[key.origin.at()] && oseq <= upto[key.origin.at()];
+        let wanted =
+            |key: &Key, oseq: OriginSeq| oseq > above[key.origin.at()] && oseq <= upto[key.origin.at()];
         let found = self.order.iter().filter(|(key, oseq)| wanted(key, **oseq));
         found.map(|(key, oseq)| self.stored(key.origin, *oseq).clone()).collect()
     }
@@ -332,7 +336,11 @@ impl Broadcast {
         bodies.sort_by_key(Data::key);
         for data in bodies {
             let o = data.origin.at();
-            if o < self.received.len() && data.oseq == self.received[o] + 1 && !self.order.contains_key(&data.key()) {
+            let next = o < self.received.len() && data.oseq == self.received[o] + 1;
+            if next
+                && data.key() > self.last_key
+                && self.store[o].back().is_none_or(|last| last.lnum < data.lnum)
+            {
                 self.clock = self.clock.max(data.lnum);
                 self.keep(data);
             }
@@ -347,7 +355,11 @@ impl Broadcast {
     pub(crate) fn check_invariants(&self) {
         for o in 0..self.received.len() {
             assert!(self.stable[o] <= self.received[o], "stable beyond received");
-            assert_eq!(self.delivered[o] + self.store[o].len() as u64, self.received[o], "the store has a hole");
+            assert_eq!(
+                self.delivered[o] + self.store[o].len() as u64,
+                self.received[o],
+                "the store has a hole"
+            );
         }
         assert_eq!(self.order.len(), self.store.iter().map(VecDeque::len).sum::<usize>());
         let waiting = self.forward.iter().filter(|f| matches!(f, Forward::Data(..))).count();

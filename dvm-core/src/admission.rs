@@ -1,0 +1,183 @@
+//! A member's side of joining: it gives a joiner the state, then the tail, and tells the coordinator when it is ready.
+//!
+//! Nothing here is remembered for long: a joiner asks again, and any member can answer. `join` holds the joiner's side.
+
+use crate::cx::Cx;
+use crate::ids::{HistoryIndex, MemberId, Time, ViewId, is_name};
+use crate::io::{Output, Reject};
+use crate::record::part;
+use crate::seat::Seat;
+use crate::view::View;
+use crate::wire::{Control, Identity};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+/// Joiners that this member knows of.
+#[derive(Debug, Default)]
+pub(crate) struct Admission {
+    /// Names that are still taken: the joiner, and since when it asks.
+    claims: BTreeMap<MemberId, Time>,
+    /// When the state was last sent to a joiner.
+    sent: BTreeMap<MemberId, Time>,
+    /// Joiners that have caught up, and when they last said so.
+    ready: BTreeMap<MemberId, (Identity, Time)>,
+}
+
+/// Joiners that one member gives the state to at a time, at most; others ask again.
+const SENT_MAX: usize = 1_024;
+/// Bytes of entries in one answer to a joiner.
+const TAIL_BYTES: u64 = 256 << 10;
+
+impl Admission {
+    pub(crate) fn ready(&self, now: Time, silence_ms: u64) -> impl Iterator<Item = &Identity> {
+        let fresh = self.ready.values().filter(move |(_, at)| now.ms_since(*at) < silence_ms);
+        fresh.map(|(identity, _)| identity)
+    }
+
+    pub(crate) fn anybody_ready(&self, now: Time, silence_ms: u64) -> bool {
+        self.ready(now, silence_ms).next().is_some()
+    }
+
+    pub(crate) fn not_ready(&mut self, joiner: MemberId) {
+        self.ready.remove(&joiner);
+    }
+
+    /// A joiner's process is gone.
+    pub(crate) fn gone(&mut self, joiner: MemberId) {
+        self.claims.remove(&joiner);
+        self.sent.remove(&joiner);
+        self.ready.remove(&joiner);
+    }
+
+    /// Who became a member is no joiner any more.
+    pub(crate) fn installed(&mut self, view: &View) {
+        self.claims.retain(|joiner, _| !view.has(*joiner));
+        self.sent.retain(|joiner, _| !view.has(*joiner));
+        self.ready.retain(|joiner, _| !view.has(*joiner));
+    }
+}
+
+impl Seat {
+    pub(crate) fn on_join(&mut self, cx: &mut Cx, from: MemberId, identity: &Identity) -> Result<(), Reject> {
+        if identity.id != from {
+            return Err(Reject::Malformed { what: "identity of a joiner" });
+        }
+        if self.view.has(from) || self.is_yielding() {
+            return Err(Reject::Unexpected { what: "join" });
+        }
+        cx.know(identity);
+        if !is_name(&identity.name) {
+            let reason = alloc::format!("`{}` is no name for a member", identity.name);
+            cx.send(from, Control::JoinRefused { reason });
+            return Ok(());
+        }
+        if cx.leaving.is_some() {
+            if let Some(other) = self.unsuspected().into_iter().find(|m| *m != cx.me.id) {
+                let sponsor = Box::new(self.record.state.members[&other].identity.clone());
+                cx.send(from, Control::JoinRedirect { sponsor });
+            }
+            return Ok(());
+        }
+        let holder = self.record.state.members.values().find(|record| record.identity.name == identity.name);
+        if let Some(old) = holder.map(|record| record.identity.id) {
+            self.claim(cx, old, from);
+            return Ok(());
+        }
+        self.admission.claims.remove(&from);
+        self.give_state(cx, from);
+        Ok(())
+    }
+
+    /// The joiner's name is taken: by somebody who answers, or by somebody who is about to be missed.
+    fn claim(&mut self, cx: &mut Cx, old: MemberId, joiner: MemberId) {
+        let since = *self.admission.claims.entry(joiner).or_insert(cx.now);
+        let holder = self.view.rank_of(old);
+        let answers = old == cx.me.id
+            || holder.is_some_and(|rank| self.detector.heard(rank) > since.plus_ms(2 * self.silence_ms()));
+        if answers {
+            let name = self.record.state.name_of(old);
+            let reason = alloc::format!("the name {name} is taken by a member that answers; choose another");
+            cx.send(joiner, Control::JoinRefused { reason });
+            self.admission.claims.remove(&joiner);
+        } else {
+            cx.out.push_back(Output::Probe { peer: old });
+            self.wait(cx, joiner);
+        }
+    }
+
+    /// Tells a joiner that somebody is here.
+    fn wait(&self, cx: &mut Cx, joiner: MemberId) {
+        let index = self.record.state.index;
+        cx.send(joiner, Control::Tail { after: index, entries: Vec::new(), index });
+    }
+
+    /// Sends the state, unless that was done a short while ago.
+    fn give_state(&mut self, cx: &mut Cx, joiner: MemberId) {
+        let sent = self.admission.sent.get(&joiner);
+        let lately = sent.is_some_and(|at| cx.now.ms_since(*at) < 4 * self.silence_ms());
+        if lately || (sent.is_none() && self.admission.sent.len() >= SENT_MAX) {
+            self.wait(cx, joiner);
+            return;
+        }
+        self.admission.sent.insert(joiner, cx.now);
+        let snapshot = Box::new(self.record.snapshot());
+        cx.out.push_back(Output::Snapshot { to: joiner, snapshot });
+    }
+
+    pub(crate) fn on_tail_request(
+        &mut self,
+        cx: &mut Cx,
+        from: MemberId,
+        after: HistoryIndex,
+    ) -> Result<(), Reject> {
+        let Some(entries) = self.record.after(after) else {
+            if after < self.record.state.index {
+                self.give_state(cx, from);
+            }
+            return Ok(());
+        };
+        let entries = part(entries, TAIL_BYTES);
+        cx.send(from, Control::Tail { after, entries, index: self.record.state.index });
+        Ok(())
+    }
+
+    /// A joiner has caught up; the coordinator is told.
+    pub(crate) fn on_ready(&mut self, cx: &mut Cx, from: MemberId, identity: Identity) -> Result<(), Reject> {
+        if self.view.has(identity.id) {
+            return Err(Reject::Unexpected { what: "joiner that is a member" });
+        }
+        cx.know(&identity);
+        let coordinator = self.unsuspected()[0];
+        if coordinator == cx.me.id {
+            self.admission.ready.insert(identity.id, (identity, cx.now));
+            self.reconsider(cx);
+        } else if from == identity.id {
+            let index = self.record.state.index;
+            cx.send(coordinator, Control::Ready { identity: Box::new(identity), index });
+        }
+        Ok(())
+    }
+
+    /// A joiner asks the coordinator of a flush for what it lacks.
+    pub(crate) fn on_joiner_fetch(
+        &mut self,
+        cx: &mut Cx,
+        from: MemberId,
+        view: ViewId,
+        index: HistoryIndex,
+    ) -> Result<(), Reject> {
+        if view != self.view.id || !self.is_wedged() {
+            return self.on_tail_request(cx, from, index);
+        }
+        let Some(entries) = self.record.after(index) else {
+            self.give_state(cx, from);
+            return Ok(());
+        };
+        let entries = entries.map(|entry| (**entry).clone()).collect();
+        let none = alloc::vec![0; self.view.size()];
+        let bodies = self.broadcast.bodies(&none, &alloc::vec![u64::MAX; self.view.size()]);
+        cx.send(from, Control::JoinerFill { view, index, entries, bodies });
+        Ok(())
+    }
+}

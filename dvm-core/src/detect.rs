@@ -1,0 +1,344 @@
+//! Who is gone: heartbeats, evidence, suspicion.
+//!
+//! A member is suspected on one word that its process is gone, or on the word of enough observers that it is silent.
+//! A member that is late itself accuses nobody ([`Lateness`](crate::record::Lateness)). What suspicion leads to is the
+//! flush's business.
+
+use crate::cx::Cx;
+use crate::ids::{HistoryIndex, MemberId, Rank, Time, ViewId};
+use crate::io::{Output, Reject};
+use crate::seat::Seat;
+use crate::state::FailureCause;
+use crate::timer::Timer;
+use crate::view::View;
+use crate::wire::{Control, Departure, DepartureCause, Evidence, Heartbeat};
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+/// What is known about the other members of one view, by rank.
+#[derive(Debug)]
+pub(crate) struct Detector {
+    others: Vec<Other>,
+}
+
+#[derive(Debug)]
+struct Other {
+    heard: Time,
+    index: HistoryIndex,
+    /// Since when its heartbeats name another view.
+    elsewhere_since: Option<Time>,
+    /// Evidence by accuser, with the time of its last word.
+    accused_by: BTreeMap<Rank, (Evidence, Time)>,
+    /// Its ring stream from me is at this mark since then, though more was sent.
+    stuck: Option<(u64, Time)>,
+    /// It asked how this view ended: it is wedged.
+    asks: bool,
+    /// It left a ballot of this member unanswered then: without its answer no ballot here can end.
+    mute: Option<Time>,
+}
+
+impl Detector {
+    pub(crate) fn new(view: &View, now: Time) -> Self {
+        let other = || Other {
+            heard: now,
+            index: HistoryIndex(0),
+            elsewhere_since: None,
+            accused_by: BTreeMap::new(),
+            stuck: None,
+            asks: false,
+            mute: None,
+        };
+        Self { others: view.members.iter().map(|_| other()).collect() }
+    }
+
+    pub(crate) fn hear(&mut self, rank: Rank, now: Time) {
+        self.others[rank.at()].heard = now;
+    }
+
+    pub(crate) fn heard(&self, rank: Rank) -> Time {
+        self.others[rank.at()].heard
+    }
+
+    pub(crate) fn index(&self, rank: Rank) -> HistoryIndex {
+        self.others[rank.at()].index
+    }
+
+    /// Notes that a member is wedged in this view.
+    pub(crate) fn asks(&mut self, rank: Rank) {
+        self.others[rank.at()].asks = true;
+    }
+
+    pub(crate) fn anybody_asks(&self) -> bool {
+        self.others.iter().any(|other| other.asks)
+    }
+
+    /// Notes that a member left a ballot unanswered.
+    pub(crate) fn mute(&mut self, rank: Rank, now: Time) {
+        self.others[rank.at()].mute = Some(now);
+    }
+
+    /// Nothing can be concluded from the time that has passed.
+    pub(crate) fn forgive(&mut self, now: Time) {
+        for other in &mut self.others {
+            other.heard = now;
+            other.stuck = None;
+            other.elsewhere_since = other.elsewhere_since.map(|_| now);
+        }
+    }
+
+    fn has(&self, rank: Rank, evidence: Evidence) -> bool {
+        self.others[rank.at()].accused_by.values().any(|(e, _)| *e == evidence)
+    }
+
+    /// Whether one word is enough, and was said.
+    fn is_out(&self, rank: Rank) -> bool {
+        self.has(rank, Evidence::Dead)
+            || self.has(rank, Evidence::NotMember)
+            || self.others[rank.at()].mute.is_some()
+    }
+}
+
+impl Seat {
+    /// T widened by this member's own lateness, milliseconds.
+    fn patience_ms(&self, cx: &Cx) -> u64 {
+        self.silence_ms() + cx.late.widen_ms(self.silence_ms())
+    }
+
+    fn watches(&self, rank: Rank) -> bool {
+        rank != self.rank && self.view.observers(rank, self.config().observers).contains(&self.rank)
+    }
+
+    pub(crate) fn is_suspected(&self, rank: Rank) -> bool {
+        if rank == self.rank {
+            return false;
+        }
+        if self.detector.is_out(rank) {
+            return true;
+        }
+        let accusers = self.detector.others[rank.at()].accused_by.iter();
+        let accusers = accusers.filter(|(accuser, (evidence, _))| {
+            *evidence == Evidence::Silent && !self.detector.is_out(**accuser) && !self.i_accuse(**accuser)
+        });
+        let accusers = accusers.count();
+        let observers = self.view.observers(rank, self.config().observers);
+        let live = observers.iter().filter(|o| !self.detector.is_out(**o) && !self.i_accuse(**o)).count();
+        accusers >= (self.config().accusers as usize).min(live).max(1)
+    }
+
+    fn i_accuse(&self, rank: Rank) -> bool {
+        self.detector.others[rank.at()].accused_by.contains_key(&self.rank)
+    }
+
+    pub(crate) fn suspects(&self) -> Vec<Rank> {
+        self.ranks().filter(|rank| self.is_suspected(*rank)).collect()
+    }
+
+    /// R: all members that this one does not suspect, itself included, by rank.
+    pub(crate) fn unsuspected(&self) -> Vec<MemberId> {
+        self.ranks().filter(|rank| !self.is_suspected(*rank)).map(|rank| self.view.member(rank)).collect()
+    }
+
+    pub(crate) fn ranks(&self) -> impl Iterator<Item = Rank> + use<> {
+        (0..self.view.size()).map(|rank| Rank(rank as u16))
+    }
+
+    /// Notes this member's own evidence and tells the others.
+    pub(crate) fn accuse(&mut self, cx: &mut Cx, rank: Rank, evidence: Evidence) {
+        let me = self.rank;
+        let known = self.detector.others[rank.at()].accused_by.insert(me, (evidence, cx.now));
+        if known.map(|(evidence, _)| evidence) != Some(evidence) {
+            self.tell_suspicions(cx);
+            self.reconsider(cx);
+        }
+    }
+
+    fn tell_suspicions(&mut self, cx: &mut Cx) {
+        let me = self.rank;
+        let accused = self.ranks().filter_map(|rank| {
+            let (evidence, _) = self.detector.others[rank.at()].accused_by.get(&me)?;
+            Some((self.view.member(rank), *evidence))
+        });
+        let accused: Vec<_> = accused.collect();
+        if !accused.is_empty() {
+            let message = Control::Suspect { view: self.view.id, accused };
+            cx.send_all(self.unsuspected(), &message);
+        }
+    }
+
+    pub(crate) fn on_suspect(
+        &mut self,
+        cx: &mut Cx,
+        from: MemberId,
+        view: ViewId,
+        accused: &[(MemberId, Evidence)],
+    ) -> Result<(), Reject> {
+        let accuser = self.admit(cx, from, view)?;
+        for (member, evidence) in accused {
+            let Some(rank) = self.view.rank_of(*member).filter(|rank| *rank != self.rank) else { continue };
+            self.detector.others[rank.at()].accused_by.insert(accuser, (*evidence, cx.now));
+        }
+        self.reconsider(cx);
+        Ok(())
+    }
+
+    /// Heartbeats, and a look at who is silent.
+    pub(crate) fn beat(&mut self, cx: &mut Cx) {
+        let silence_ms = self.silence_ms();
+        self.timers.set(Timer::Heartbeat, cx.now.plus_ms((silence_ms / 4).max(1)));
+        let mut to = if self.is_wedged() {
+            self.others()
+        } else {
+            let observers = self.view.observers(self.rank, self.config().observers);
+            observers.into_iter().map(|rank| self.view.member(rank)).collect()
+        };
+        to.retain(|m| *m != cx.me.id);
+        let heartbeat = Control::Heartbeat(self.heartbeat(cx));
+        cx.send_all(to, &heartbeat);
+        self.look(cx);
+    }
+
+    fn heartbeat(&self, cx: &Cx) -> Heartbeat {
+        let heard = self.detector.others.iter().map(|other| cx.now.ms_since(other.heard));
+        Heartbeat {
+            view: self.record.state.summary(),
+            heard_ms: heard.map(|ms| u32::try_from(ms).unwrap_or(u32::MAX)).collect(),
+            received: self.broadcast.received().to_vec(),
+            late_ms: cx.late.late_ms(),
+            index: self.record.state.index,
+        }
+    }
+
+    fn look(&mut self, cx: &mut Cx) {
+        let (now, patience_ms, silence_ms) = (cx.now, self.patience_ms(cx), self.silence_ms());
+        let me = self.rank;
+        let mut told = Vec::new();
+        for rank in self.ranks() {
+            let watches = self.watches(rank);
+            let other = &mut self.detector.others[rank.at()];
+            other.accused_by.retain(|accuser, (evidence, at)| {
+                *evidence == Evidence::Dead || *accuser == me || now.ms_since(*at) < 2 * silence_ms
+            });
+            // It answers others, so perhaps this one too by now.
+            other.mute = other.mute.filter(|at| now.ms_since(*at) < 2 * silence_ms || other.heard <= *at);
+            let silent_ms = now.ms_since(other.heard);
+            let mine = other.accused_by.get(&me).map(|(evidence, _)| *evidence);
+            if mine == Some(Evidence::Silent) && silent_ms <= silence_ms / 2 {
+                other.accused_by.remove(&me);
+            }
+            if !watches {
+                continue;
+            }
+            if other.elsewhere_since.is_some_and(|since| now.ms_since(since) > 4 * silence_ms) {
+                told.push((rank, Evidence::NotMember));
+            } else if silent_ms > patience_ms && mine.is_none() {
+                told.push((rank, Evidence::Silent));
+            } else if mine.is_none() {
+                self.timers.set_earlier(Timer::Heartbeat, other.heard.plus_ms(patience_ms + 1));
+            }
+        }
+        for (rank, evidence) in told {
+            self.accuse(cx, rank, evidence);
+        }
+        self.tell_suspicions(cx);
+        self.reconsider(cx);
+    }
+
+    pub(crate) fn on_heartbeat(
+        &mut self,
+        cx: &mut Cx,
+        from: MemberId,
+        heartbeat: &Heartbeat,
+    ) -> Result<(), Reject> {
+        let theirs = heartbeat.view.id;
+        if theirs != self.view.id && self.prove_commit(cx, theirs) && self.exit.is_some() {
+            return Ok(());
+        }
+        let Some(rank) = self.view.rank_of(from) else {
+            self.tell_past(cx, from, theirs);
+            return Err(Reject::NotMember { from, view: self.view.id });
+        };
+        if theirs != self.view.id {
+            if heartbeat.view.lineage == self.view.lineage && theirs.epoch > self.view.id.epoch {
+                cx.send(from, Control::Query { view: self.view.id });
+            } else {
+                self.tell_past(cx, from, theirs);
+            }
+            self.detector.others[rank.at()].elsewhere_since.get_or_insert(cx.now);
+            return Err(Reject::OtherView { theirs, ours: self.view.id });
+        }
+        let other = &mut self.detector.others[rank.at()];
+        other.elsewhere_since = None;
+        other.index = heartbeat.index;
+        if self.blocked {
+            self.reconsider(cx);
+        }
+        self.watch_progress(cx, rank, heartbeat);
+        Ok(())
+    }
+
+    /// A successor whose heartbeats come but whose received vector stands still: the stream is stuck, and a new one
+    /// begins with what is missing.
+    fn watch_progress(&mut self, cx: &mut Cx, rank: Rank, heartbeat: &Heartbeat) {
+        if self.is_wedged() || rank != self.view.successor(self.rank) {
+            return;
+        }
+        let mine = self.broadcast.received();
+        let lag = mine.iter().zip(&heartbeat.received).enumerate();
+        let behind = lag.clone().any(|(o, (mine, theirs))| o != rank.at() && mine > theirs);
+        let mark: u64 = heartbeat.received.iter().sum();
+        let silence_ms = self.silence_ms();
+        let stuck = &mut self.detector.others[rank.at()].stuck;
+        match *stuck {
+            _ if !behind => *stuck = None,
+            Some((at, since)) if at == mark => {
+                if cx.now.ms_since(since) > silence_ms {
+                    *stuck = Some((mark, cx.now));
+                    self.links.reset_outgoing(cx);
+                    self.connect(cx);
+                }
+            }
+            _ => *stuck = Some((mark, cx.now)),
+        }
+    }
+
+    /// A control connection was reset: is its process still there?
+    pub(crate) fn on_reset(&mut self, cx: &mut Cx, peer: MemberId) {
+        if self.view.has(peer) && peer != cx.me.id {
+            cx.out.push_back(Output::Probe { peer });
+        }
+    }
+
+    /// The incarnation is gone.
+    pub(crate) fn on_refused(&mut self, cx: &mut Cx, peer: MemberId) {
+        if let Some(rank) = self.view.rank_of(peer).filter(|rank| *rank != self.rank) {
+            self.accuse(cx, rank, Evidence::Dead);
+        }
+        self.admission.gone(peer);
+    }
+
+    /// Why a suspected member is left out.
+    pub(crate) fn departure(&self, cx: &Cx, rank: Rank) -> Departure {
+        let other = &self.detector.others[rank.at()];
+        let strongest = other
+            .accused_by
+            .iter()
+            .max_by_key(|(accuser, (evidence, _))| (*evidence, core::cmp::Reverse(**accuser)));
+        let (accuser, evidence) =
+            strongest.map_or((self.rank, Evidence::Silent), |(accuser, (evidence, _))| (*accuser, *evidence));
+        let cause = match evidence {
+            Evidence::Dead => FailureCause::LinkReset,
+            Evidence::Silent => FailureCause::Silent,
+            Evidence::NotMember => FailureCause::OtherView,
+            Evidence::BadEdge => FailureCause::NoProgress,
+        };
+        let noticed_by = self.view.member(accuser);
+        let last_heard_ms = Some(cx.now.ms_since(other.heard));
+        let why = DepartureCause::Failed { cause, noticed_by, last_heard_ms };
+        Departure { member: self.view.member(rank), why }
+    }
+
+    /// Whether the evidence against all suspects is that they are dead: then little else can come with it.
+    pub(crate) fn all_dead(&self) -> bool {
+        self.suspects().into_iter().all(|rank| self.detector.has(rank, Evidence::Dead))
+    }
+}

@@ -1,0 +1,467 @@
+//! A kernel that is no member: it learns the state first and is admitted by a flush last.
+//!
+//! A kernel that was excluded comes back this way, as a new incarnation; until it is admitted it keeps what it had, and
+//! goes on from there alone when nobody of the view that beat it answers any more (R11 of `docs/protocol.md`).
+
+use crate::config::{Config, Partition};
+use crate::cx::Cx;
+use crate::ids::{LinkId, MemberId, Rank, Time, ViewId};
+use crate::io::{Answer, Input, Output, Refusal, Reject, Side, Snapshot, Standing};
+use crate::record::Record;
+use crate::ring::Own;
+use crate::seat::Seat;
+use crate::state::{Content, Entry, FailureCause, LeaveBy};
+use crate::view::{Label, View};
+use crate::wire::{Accepted, Control, Data, Departure, DepartureCause, Key, Proposal, Summary};
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// Lag at which a joiner counts as caught up, in indices.
+const LAG_MAX: u64 = 64;
+/// Links of a view that is still to be installed here, at most.
+const EARLY_MAX: usize = 8;
+
+/// A kernel on its way in.
+#[derive(Debug)]
+pub(crate) struct Joining {
+    config: Config,
+    /// Whom it asks.
+    contact: MemberId,
+    /// When one that was asked last answered.
+    heard: Time,
+    /// When it asks again.
+    due: Time,
+    /// What a sponsor gave it, kept up with the tail.
+    learned: Option<Record>,
+    /// The last proposal that names it, until it is accepted and after.
+    held: Option<Held>,
+    /// The seat it lost, and with it the state it keeps until it is admitted.
+    pub(crate) lost: Option<Box<Seat>>,
+    /// Nobody of the view that beat it answers, and it may not go on alone.
+    stranded: bool,
+    early: Vec<(LinkId, MemberId, ViewId)>,
+}
+
+/// A proposal that names this joiner.
+#[derive(Debug)]
+struct Held {
+    accepted: Accepted,
+    /// Messages that the flush delivers above what is applied here, in key order; there once it was accepted.
+    bodies: Option<Vec<Data>>,
+}
+
+/// What becomes of a joiner.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// It goes on trying.
+    Same,
+    /// It has a seat, in this view or (if it went on alone) in one of its own.
+    Seated(Box<Seat>),
+    /// A later view left it out before it could take its seat.
+    Excluded(Summary, MemberId),
+    /// It may not join.
+    Refused(alloc::string::String),
+    /// It gives up in order.
+    Left(LeaveBy),
+}
+
+impl Joining {
+    pub(crate) fn new(config: Config, contact: MemberId, lost: Option<Box<Seat>>, cx: &mut Cx) -> Self {
+        cx.stand(Standing::Joining);
+        Self {
+            config,
+            contact,
+            heard: cx.now,
+            due: cx.now,
+            learned: None,
+            held: None,
+            lost,
+            stranded: false,
+            early: Vec::new(),
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Time {
+        self.due
+    }
+
+    pub(crate) fn forgive(&mut self, now: Time) {
+        self.heard = now;
+    }
+
+    fn silence_ms(&self) -> u64 {
+        self.config.silence_ms
+    }
+
+    pub(crate) fn handle(&mut self, cx: &mut Cx, input: Input) -> Result<Next, Reject> {
+        match input {
+            Input::Wake => {
+                if cx.now >= self.due {
+                    return Ok(self.ask(cx));
+                }
+            }
+            Input::Control { from, message } => return self.on_control(cx, from, message),
+            Input::Snapshot { from, snapshot } => self.on_snapshot(cx, from, *snapshot),
+            Input::Submit { request, submission } => {
+                let refusal = match &self.lost {
+                    None => Some(Refusal::NotMember),
+                    Some(_) if self.stranded => Some(Refusal::NoQuorum),
+                    Some(_) if cx.waiting.len() as u64 >= self.config.waiting => Some(Refusal::Busy),
+                    Some(_) => None,
+                };
+                match refusal {
+                    Some(refusal) => cx.answer(request, Answer::Refused(refusal)),
+                    None => {
+                        let (body, stamped) = (crate::cx::encode(&submission), submission.stamp.is_some());
+                        let own = Own { request: Some(request), stamped, of_view: false, body };
+                        cx.waiting.push_back(own);
+                    }
+                }
+            }
+            Input::LinkUp { link, peer, view, side } => return self.on_link_up(cx, link, peer, view, side),
+            Input::LinkDown { link } => self.early.retain(|(early, ..)| *early != link),
+            Input::Refused { peer } if peer == self.contact => self.try_another(),
+            Input::Leave { by } => return Ok(Next::Left(by)),
+            Input::Promote { request, .. } => cx.answer(request, Answer::Refused(Refusal::NotMember)),
+            _ => {}
+        }
+        Ok(Next::Same)
+    }
+
+    /// Asks for the state, or for what came after it.
+    fn ask(&mut self, cx: &mut Cx) -> Next {
+        self.due = cx.now.plus_ms((self.silence_ms() / 8).max(1));
+        let silent_ms = cx.now.ms_since(self.heard);
+        if silent_ms > 4 * self.silence_ms() {
+            if let Some(next) = self.give_up(cx) {
+                return next;
+            }
+        }
+        if silent_ms > self.silence_ms() && cx.prng.chance(1, 2) {
+            self.try_another();
+        }
+        match &self.learned {
+            None => cx.send(self.contact, Control::Join { identity: Box::new(cx.me.clone()) }),
+            Some(record) => {
+                cx.send(self.contact, Control::TailRequest { after: record.state.index });
+            }
+        }
+        Next::Same
+    }
+
+    /// Nobody of the view that beat this member answers.
+    fn give_up(&mut self, cx: &mut Cx) -> Option<Next> {
+        let lost = self.lost.as_ref()?;
+        if lost.config().partition == Partition::Survive {
+            let lost = self.lost.take().expect("looked at above");
+            return Some(Next::Seated(alone(lost, cx)));
+        }
+        self.learned = None;
+        self.held = None;
+        if !self.stranded {
+            self.stranded = true;
+            cx.refuse_waiting(Refusal::NoQuorum);
+            cx.stand(Standing::Blocked);
+        }
+        None
+    }
+
+    /// Turns to the next member that could know.
+    fn try_another(&mut self) {
+        let seat = self.lost.as_ref().filter(|seat| seat.config().partition == Partition::Quorum);
+        let view = self.learned.as_ref().map(|record| &record.state.view).or(seat.map(|seat| &seat.view));
+        let Some(view) = view else { return };
+        let at = view.members.iter().position(|m| *m == self.contact);
+        let next = at.map_or(0, |at| (at + 1) % view.size());
+        self.contact = view.members[next];
+    }
+
+    fn hear(&mut self, cx: &mut Cx, from: MemberId) {
+        self.heard = cx.now;
+        self.contact = from;
+        if core::mem::take(&mut self.stranded) {
+            cx.stand(Standing::Joining);
+        }
+    }
+
+    fn on_control(&mut self, cx: &mut Cx, from: MemberId, message: Control) -> Result<Next, Reject> {
+        match message {
+            Control::Tail { entries, index, .. } => {
+                self.hear(cx, from);
+                self.on_tail(cx, from, entries, index)
+            }
+            Control::Propose { ballot, kind, proposal } => {
+                if !proposal.joiners.iter().any(|joiner| joiner.id == cx.me.id) {
+                    return Err(Reject::Unexpected { what: "proposal without this joiner" });
+                }
+                self.hear(cx, from);
+                let accepted = Accepted { kind, ballot, proposal: *proposal };
+                let same = self.held.take().filter(|held| held.accepted.proposal == accepted.proposal);
+                let bodies = same.and_then(|held| held.bodies);
+                self.held = Some(Held { accepted, bodies });
+                self.accept(cx, from);
+                Ok(Next::Same)
+            }
+            Control::JoinerFill { view, entries, bodies, .. } => {
+                self.on_fill(cx, from, view, &entries, bodies)
+            }
+            Control::Commit { id, .. } => self.on_commit(cx, id),
+            Control::Heartbeat(heartbeat) => self.on_commit(cx, heartbeat.view.id),
+            Control::JoinRefused { reason } if from == self.contact => Ok(Next::Refused(reason)),
+            Control::JoinRedirect { sponsor } if from == self.contact => {
+                cx.know(&sponsor);
+                self.hear(cx, sponsor.id);
+                self.due = cx.now;
+                Ok(Next::Same)
+            }
+            Control::Join { .. } => {
+                // Somebody takes this kernel for a member; the one it asks itself knows more.
+                let known = self.learned.as_ref().and_then(|r| r.state.members.get(&self.contact));
+                if let Some(record) = known {
+                    let sponsor = Box::new(record.identity.clone());
+                    cx.send(from, Control::JoinRedirect { sponsor });
+                }
+                Ok(Next::Same)
+            }
+            Control::FlushRequest { .. } | Control::Suspect { .. } => {
+                if let Some(held) = &self.held {
+                    cx.send(from, Control::Query { view: held.accepted.proposal.parent });
+                }
+                Ok(Next::Same)
+            }
+            _ => Err(Reject::Unexpected { what: "word for a member" }),
+        }
+    }
+
+    fn on_snapshot(&mut self, cx: &mut Cx, from: MemberId, snapshot: Snapshot) {
+        self.hear(cx, from);
+        if self.learned.as_ref().is_some_and(|record| record.state.index >= snapshot.state.index)
+            && self.learned.as_ref().is_some_and(|r| r.state.view.id.epoch >= snapshot.state.view.id.epoch)
+        {
+            return;
+        }
+        self.config = snapshot.state.config.clone();
+        for record in snapshot.state.members.values() {
+            cx.know(&record.identity);
+        }
+        self.learned = Some(Record::of_snapshot(snapshot));
+        self.due = cx.now;
+    }
+
+    fn on_tail(
+        &mut self,
+        cx: &mut Cx,
+        from: MemberId,
+        entries: Vec<Entry>,
+        index: crate::ids::HistoryIndex,
+    ) -> Result<Next, Reject> {
+        let me = cx.me.id;
+        let Some(record) = &mut self.learned else { return Ok(Next::Same) };
+        let asked_more = !entries.is_empty();
+        for entry in entries {
+            if entry.index <= record.state.index {
+                continue;
+            }
+            if record.apply_entry(&entry).is_err() {
+                // Another branch: begin anew with whoever said it.
+                (self.learned, self.held) = (None, None);
+                self.due = cx.now;
+                return Ok(Next::Same);
+            }
+            let Content::View(proposal) = &entry.content else { continue };
+            for joiner in &proposal.joiners {
+                cx.know(joiner);
+            }
+            if proposal.departures.iter().any(|departure| departure.member == me) {
+                return Ok(Next::Excluded(record.state.summary(), from));
+            }
+        }
+        let (mine, is_member) = (record.state.index, record.state.view.has(me));
+        if is_member && mine == index {
+            return Ok(self.seat(cx, mine, Vec::new()));
+        }
+        if !is_member && index.0 <= mine.0 + LAG_MAX {
+            cx.send(from, Control::Ready { identity: Box::new(cx.me.clone()), index: mine });
+        }
+        if asked_more && mine < index {
+            self.due = cx.now;
+        }
+        Ok(Next::Same)
+    }
+
+    /// Accepts the held proposal, or asks its coordinator for what is lacking.
+    fn accept(&mut self, cx: &mut Cx, coordinator: MemberId) {
+        let Some(held) = &self.held else { return };
+        let parent = held.accepted.proposal.parent;
+        if held.bodies.is_some() {
+            cx.send(coordinator, Control::Accept { view: parent, ballot: held.accepted.ballot });
+        } else if let Some(record) = &self.learned {
+            cx.send(coordinator, Control::JoinerFetch { view: parent, index: record.state.index });
+        }
+    }
+
+    fn on_fill(
+        &mut self,
+        cx: &mut Cx,
+        from: MemberId,
+        view: ViewId,
+        entries: &[Entry],
+        bodies: Vec<Data>,
+    ) -> Result<Next, Reject> {
+        self.hear(cx, from);
+        let (Some(record), Some(held)) = (&mut self.learned, &mut self.held) else { return Ok(Next::Same) };
+        let proposal = &held.accepted.proposal;
+        if proposal.parent != view || held.bodies.is_some() {
+            return Ok(Next::Same);
+        }
+        for entry in entries.iter().filter(|entry| entry.index > record.state.index).collect::<Vec<_>>() {
+            if record.apply_entry(entry).is_err() {
+                (self.learned, self.held) = (None, None);
+                return Ok(Next::Same);
+            }
+        }
+        let n = record.state.view.size();
+        if record.state.view.id != view || proposal.upto.len() != n {
+            return Ok(Next::Same);
+        }
+        let key = record.state.key;
+        let mut bodies = bodies;
+        bodies.retain(|data| {
+            data.origin.at() < n && data.key() > key && data.oseq <= proposal.upto[data.origin.at()]
+        });
+        bodies.sort_by_key(Data::key);
+        held.bodies = Some(bodies);
+        self.accept(cx, from);
+        Ok(Next::Same)
+    }
+
+    /// The view `id` stands.
+    fn on_commit(&mut self, cx: &mut Cx, id: ViewId) -> Result<Next, Reject> {
+        let ready = self.held.as_ref().filter(|held| held.accepted.proposal.view.id == id);
+        if ready.is_none_or(|held| held.bodies.is_none()) {
+            // Without the bodies the tail brings the view, too.
+            return Ok(Next::Same);
+        }
+        let Some(Held { accepted: Accepted { proposal, .. }, bodies: Some(bodies) }) = self.held.take()
+        else {
+            unreachable!("looked at above")
+        };
+        let record = self.learned.as_mut().expect("what is held was filled into it");
+        if record.state.view.id != proposal.parent {
+            return Ok(Next::Same);
+        }
+        let from = record.state.index;
+        let mut outputs = Vec::new();
+        for data in bodies {
+            let old = record.state.index < proposal.delivered;
+            let label = if old { record.state.view.label } else { proposal.view.label };
+            let (key, origin) = (data.key(), record.state.view.member(data.origin));
+            let content = Content::Change { origin, oseq: data.oseq, body: data.body };
+            outputs.push(Output::Deliver(record.apply(key, label, content)));
+        }
+        let label = proposal.view.label;
+        let content = Content::View(Box::new(proposal));
+        outputs.push(Output::Deliver(record.apply(Key::default(), label, content)));
+        Ok(self.seat(cx, from, outputs))
+    }
+
+    /// Takes the seat: what was learned replaces what was kept.
+    fn seat(&mut self, cx: &mut Cx, restored: crate::ids::HistoryIndex, deliveries: Vec<Output>) -> Next {
+        let record = self.learned.take().expect("a seat needs a state");
+        if let Some(mut lost) = self.lost.take() {
+            let (fork, sure) = lost.record.fork(&record);
+            let entries: Vec<Arc<Entry>> =
+                lost.record.entries().filter(|entry| entry.index > fork).cloned().collect();
+            if !entries.is_empty() || !sure {
+                cx.out.push_back(Output::Orphans { fork, entries, truncated: !sure });
+            }
+            keep_requests(&mut lost, cx);
+            let open = &record.state.open;
+            let ended: Vec<_> = cx.awaited.keys().filter(|t| !open.contains_key(t)).copied().collect();
+            for requests in ended.into_iter().filter_map(|t| cx.awaited.remove(&t)).collect::<Vec<_>>() {
+                cx.leave_unknown(requests, "this member was excluded while the transaction was open");
+            }
+        }
+        cx.out.push_back(Output::Restored { index: restored });
+        cx.out.extend(deliveries);
+        let mut seat = Box::new(Seat::new(record, cx));
+        seat.links.early.append(&mut self.early);
+        seat.take_early_links(cx);
+        Next::Seated(seat)
+    }
+
+    fn on_link_up(
+        &mut self,
+        cx: &mut Cx,
+        link: LinkId,
+        peer: MemberId,
+        view: ViewId,
+        side: Side,
+    ) -> Result<Next, Reject> {
+        if side == Side::Outgoing || self.early.len() >= EARLY_MAX {
+            cx.out.push_back(Output::Close { link });
+            return Ok(Next::Same);
+        }
+        self.early.push((link, peer, view));
+        // Only a member that has installed a view opens links for it.
+        self.on_commit(cx, view)
+    }
+
+    /// Whom it waits for.
+    pub(crate) fn waiting_for(&self) -> Vec<MemberId> {
+        alloc::vec![self.contact]
+    }
+}
+
+/// What clients of an excluded member wait for is proposed again where a repeat is harmless.
+fn keep_requests(lost: &mut Seat, cx: &mut Cx) {
+    cx.waiting.retain(|own| own.request.is_some());
+    for own in lost.broadcast.take_own().rev() {
+        match own.request {
+            Some(_) if own.stamped => cx.waiting.push_front(own),
+            Some(request) => {
+                cx.leave_unknown([request], "this member was excluded with the change under way")
+            }
+            None => {}
+        }
+    }
+}
+
+/// The seat of a member that goes on alone from the view it had, as its new incarnation.
+fn alone(mut lost: Box<Seat>, cx: &mut Cx) -> Box<Seat> {
+    let old = &lost.view;
+    let wedge = lost.wedge.as_ref();
+    // What a proposal accepted here may have delivered elsewhere is delivered here too, and no more.
+    let accepted = wedge.and_then(|wedge| wedge.slots.iter().max_by_key(|slot| slot.proposal.view.label));
+    let (upto, delivered) = match accepted {
+        Some(slot) => (slot.proposal.upto.clone(), slot.proposal.delivered),
+        None => (lost.broadcast.received().to_vec(), lost.record.state.index),
+    };
+    let cause =
+        DepartureCause::Failed { cause: FailureCause::Expelled, noticed_by: cx.me.id, last_heard_ms: None };
+    let departures = old.members.iter().map(|member| Departure { member: *member, why: cause.clone() });
+    let proposal = Proposal {
+        view: View {
+            id: ViewId {
+                epoch: old.id.epoch.max(lost.record.state.epoch_floor).next(),
+                proposer: cx.me.id,
+                round: 1,
+            },
+            proposer_name: cx.me.name.clone(),
+            lineage: old.lineage,
+            label: Label::Provisional,
+            members: alloc::vec![cx.me.id],
+            ring: alloc::vec![Rank(0)],
+        },
+        parent: old.id,
+        joiners: alloc::vec![cx.me.clone()],
+        departures: departures.collect(),
+        upto,
+        delivered,
+        time_ms: cx.wall_ms,
+    };
+    cx.waiting.retain(|own| own.request.is_some());
+    lost.install(cx, &proposal);
+    lost
+}
