@@ -63,7 +63,7 @@ impl Seat {
         if identity.id != from {
             return Err(Reject::Malformed { what: "identity of a joiner" });
         }
-        if self.view.has(from) || self.is_yielding() {
+        if self.view.has(from) || self.is_yielding() || self.blocked {
             return Err(Reject::Unexpected { what: "join" });
         }
         cx.know(identity);
@@ -131,6 +131,10 @@ impl Seat {
         from: MemberId,
         after: HistoryIndex,
     ) -> Result<(), Reject> {
+        if self.blocked {
+            // Nobody is admitted here; the joiner looks elsewhere.
+            return Err(Reject::Unexpected { what: "joiner at a blocked member" });
+        }
         let Some(entries) = self.record.after(after) else {
             if after < self.record.state.index {
                 self.give_state(cx, from);

@@ -5,7 +5,7 @@ use crate::cx::Cx;
 use crate::ids::{HistoryIndex, Lineage, MemberId, OriginSeq, Rank, RequestId, ViewId};
 use crate::io::{Answer, Refusal, Reject, Standing};
 use crate::seat::{Exit, Seat};
-use crate::state::{Applied, LeaveBy};
+use crate::state::{Applied, LeaveBy, summary};
 use crate::timer::Timer;
 use crate::view::{Label, View, ring_order};
 use crate::wire::{Accepted, Ballot, BallotKind, Control, Departure, DepartureCause, Identity, Proposal};
@@ -342,7 +342,11 @@ impl Seat {
         if !all {
             return;
         }
-        let message = Control::Commit { parent: self.view.id, id: proposal.view.id };
+        let state = &self.record.state;
+        let confirmed = proposal.view.label == Label::Confirmed;
+        let last_confirmed = if confirmed { proposal.view.id.epoch } else { state.last_confirmed };
+        let by = summary(&proposal.view, last_confirmed, state.index);
+        let message = Control::Commit { parent: self.view.id, id: proposal.view.id, by };
         cx.send_all(coordination.responders.iter().copied().chain(joiners), &message);
         let proposal = proposal.clone();
         self.conclude(cx, &proposal);

@@ -11,7 +11,7 @@ use crate::seat::Seat;
 use crate::state::FailureCause;
 use crate::timer::Timer;
 use crate::view::View;
-use crate::wire::{Control, Departure, DepartureCause, Evidence, Heartbeat};
+use crate::wire::{Control, Departure, DepartureCause, Evidence, Heartbeat, Identity};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
@@ -314,6 +314,14 @@ impl Seat {
             self.accuse(cx, rank, Evidence::Dead);
         }
         self.admission.gone(peer);
+    }
+
+    /// The incarnation is gone, and another is in its place: a departed member that is looked for may be found so.
+    pub(crate) fn on_replaced(&mut self, cx: &mut Cx, peer: MemberId, by: &Identity) {
+        self.on_refused(cx, peer);
+        if !self.view.has(peer) && !self.view.has(by.id) {
+            self.find(cx, by);
+        }
     }
 
     /// Why a suspected member is left out.

@@ -198,6 +198,7 @@ impl Seat {
         from: MemberId,
         parent: ViewId,
         id: ViewId,
+        by: Summary,
     ) -> Result<(), Reject> {
         // Nothing is answered: whoever sends this answers questions himself.
         if parent != self.view.id {
@@ -206,7 +207,7 @@ impl Seat {
         if !self.view.has(from) {
             return Err(Reject::NotMember { from, view: parent });
         }
-        if self.prove_commit(cx, id) { Ok(()) } else { Err(Reject::Unexpected { what: "commit" }) }
+        if self.prove_commit(cx, id) { Ok(()) } else { self.on_expelled(cx, from, by) }
     }
 
     /// R9: `id` stands; installs it if it was accepted here.
@@ -218,7 +219,8 @@ impl Seat {
         true
     }
 
-    /// A proposal that was accepted here stands. One that was adopted may leave out a member that accepted it.
+    /// A proposal that was accepted here stands. One that was adopted may leave out a member that accepted it: that
+    /// member has agreed to be out, whatever the labels.
     pub(crate) fn conclude(&mut self, cx: &mut Cx, proposal: &Proposal) {
         let me = cx.me.id;
         let failed = |d: &Departure| d.member == me && matches!(d.why, DepartureCause::Failed { .. });
@@ -230,17 +232,7 @@ impl Seat {
         let confirmed = proposal.view.label == Label::Confirmed;
         let last_confirmed = if confirmed { proposal.view.id.epoch } else { state.last_confirmed };
         let by = summary(&proposal.view, last_confirmed, state.index);
-        if self.is_beaten_by(&by) {
-            self.exclude(cx, by, proposal.view.members[0]);
-            return;
-        }
-        // The others went on without this member, and may not say that it is out: they are.
-        self.coordination = None;
-        for member in &proposal.view.members {
-            if let Some(rank) = self.view.rank_of(*member) {
-                self.accuse(cx, rank, Evidence::NotMember);
-            }
-        }
+        self.exclude(cx, by, proposal.view.members[0]);
     }
 
     /// R10: a wedged member asks how its view ended.
@@ -268,7 +260,8 @@ impl Seat {
         let past = self.past.iter().find(|past| past.parent == view);
         match past {
             Some(past) if past.told.contains(&to) => {
-                cx.send(to, Control::Commit { parent: view, id: past.id });
+                let by = self.record.state.summary();
+                cx.send(to, Control::Commit { parent: view, id: past.id, by });
             }
             _ if view.epoch < self.view.id.epoch && !self.view.has(to) => {
                 cx.send(to, Control::Expelled { by: self.record.state.summary() });

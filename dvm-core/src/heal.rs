@@ -53,7 +53,12 @@ impl Seat {
     }
 
     fn is_healer(&self) -> bool {
-        self.rank.at() == 0 && !self.is_wedged() && self.config().partition == Partition::Survive
+        self.rank.at() == 0 && !self.is_wedged()
+    }
+
+    /// Only under `survive` is there more than one branch.
+    fn may_branch(&self) -> bool {
+        self.config().partition == Partition::Survive
     }
 
     pub(crate) fn on_heal_timer(&mut self, cx: &mut Cx) {
@@ -105,11 +110,7 @@ impl Seat {
         let departed = state.departed.iter().rev().filter(|d| !d.in_order && !present(&d.identity.name));
         let departed: Vec<_> = departed.take(PROBED_MAX).map(|d| d.identity.clone()).collect();
         if !departed.is_empty() {
-            let message = Control::Probe {
-                branch: state.summary(),
-                identity: Box::new(cx.me.clone()),
-                ancestry: self.ancestry(),
-            };
+            let message = self.probe(cx);
             for identity in departed {
                 cx.know(&identity);
                 cx.send(identity.id, message.clone());
@@ -120,6 +121,14 @@ impl Seat {
         self.timers.set(Timer::Heal, cx.now.plus_ms(wait_ms));
         let most_ms = PROBE_MAX_MS.min(8 * self.silence_ms());
         self.heal.pause_ms = (pause_ms + pause_ms / 2).min(most_ms);
+    }
+
+    /// Looks for whom a departed member has become.
+    pub(crate) fn find(&self, cx: &mut Cx, identity: &Identity) {
+        if self.is_healer() {
+            cx.know(identity);
+            cx.send(identity.id, self.probe(cx));
+        }
     }
 
     fn ancestry(&self) -> Vec<(ViewId, HistoryIndex)> {
@@ -165,7 +174,11 @@ impl Seat {
         }
         let rank0 = Box::new(self.record.state.members[&self.view.members[0]].identity.clone());
         let (summary, ancestry) = (self.record.state.summary(), self.ancestry());
+        let loses = merit(&summary) < merit(&branch);
         cx.send(from, Control::ProbeReply { branch: summary, rank0, ancestry });
+        if loses && branch.rank0 == from {
+            self.yield_to(cx, branch);
+        }
         Ok(())
     }
 
@@ -201,23 +214,28 @@ impl Seat {
         if ancestry.iter().any(|(view, _)| *view == self.view.id) {
             return self.overtaken(cx, branch, from);
         }
-        if !self.is_healer() || self.record.state.healing.is_some() {
-            return Ok(());
-        }
         if merit(&self.record.state.summary()) < merit(&branch) {
-            self.propose_step(cx, Change::Yield { to: branch });
-        } else {
-            // It is the other side's to yield; it learns of this one at once.
-            let message = Control::Probe {
-                branch: self.record.state.summary(),
-                identity: Box::new(cx.me.clone()),
-                ancestry: self.ancestry(),
-            };
-            if from != rank0.id {
-                cx.send(rank0.id, message);
-            }
+            self.yield_to(cx, branch);
+        } else if from != rank0.id {
+            // It is the other side's to yield; its rank 0 learns of this one at once.
+            cx.send(rank0.id, self.probe(cx));
         }
         Ok(())
+    }
+
+    /// Orders that this branch gives way, if it is this member's to say.
+    fn yield_to(&mut self, cx: &mut Cx, branch: Summary) {
+        if self.is_healer() && self.record.state.healing.is_none() && self.may_branch() {
+            self.propose_step(cx, Change::Yield { to: branch });
+        }
+    }
+
+    fn probe(&self, cx: &Cx) -> Control {
+        Control::Probe {
+            branch: self.record.state.summary(),
+            identity: Box::new(cx.me.clone()),
+            ancestry: self.ancestry(),
+        }
     }
 
     pub(crate) fn on_yielded(

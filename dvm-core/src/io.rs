@@ -62,6 +62,13 @@ pub enum Input {
         /// Who is gone.
         peer: MemberId,
     },
+    /// As `Refused`, and this one answers there now.
+    Replaced {
+        /// Who is gone.
+        peer: MemberId,
+        /// Who is there.
+        by: Box<Identity>,
+    },
     /// Bytes of ring frames, counted by [`Ring::cost`], have left the shell's queue of a link.
     Written {
         /// Which.

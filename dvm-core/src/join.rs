@@ -12,7 +12,7 @@ use crate::ring::Own;
 use crate::seat::Seat;
 use crate::state::{Content, Entry, FailureCause, LeaveBy};
 use crate::view::{Label, View};
-use crate::wire::{Accepted, Control, Data, Departure, DepartureCause, Key, Proposal, Summary};
+use crate::wire::{Accepted, Control, Data, Departure, DepartureCause, Identity, Key, Proposal, Summary};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -121,7 +121,15 @@ impl Joining {
             }
             Input::LinkUp { link, peer, view, side } => return self.on_link_up(cx, link, peer, view, side),
             Input::LinkDown { link } => self.early.retain(|(early, ..)| *early != link),
-            Input::Refused { peer } if peer == self.contact => self.try_another(),
+            Input::Refused { peer } if peer == self.contact => self.try_another(&cx.me),
+            Input::Replaced { peer, by } if peer == self.contact => {
+                if by.id == cx.me.id {
+                    self.try_another(&cx.me);
+                } else {
+                    cx.know(&by);
+                    self.contact = by.id;
+                }
+            }
             Input::Leave { by } => return Ok(Next::Left(by)),
             Input::Promote { request, .. } => cx.answer(request, Answer::Refused(Refusal::NotMember)),
             _ => {}
@@ -139,7 +147,7 @@ impl Joining {
             }
         }
         if silent_ms > self.silence_ms() && cx.prng.chance(1, 2) {
-            self.try_another();
+            self.try_another(&cx.me);
         }
         match &self.learned {
             None => cx.send(self.contact, Control::Join { identity: Box::new(cx.me.clone()) }),
@@ -168,13 +176,17 @@ impl Joining {
     }
 
     /// Turns to the next member that could know.
-    fn try_another(&mut self) {
+    fn try_another(&mut self, me: &Identity) {
         let seat = self.lost.as_ref().filter(|seat| seat.config().partition == Partition::Quorum);
-        let view = self.learned.as_ref().map(|record| &record.state.view).or(seat.map(|seat| &seat.view));
-        let Some(view) = view else { return };
-        let at = view.members.iter().position(|m| *m == self.contact);
-        let next = at.map_or(0, |at| (at + 1) % view.size());
-        self.contact = view.members[next];
+        let state = self.learned.as_ref().or(seat.map(|seat| &seat.record)).map(|record| &record.state);
+        let Some(state) = state else { return };
+        let members = &state.view.members;
+        let from = members.iter().position(|m| *m == self.contact).map_or(0, |at| at + 1);
+        let others = members.iter().cycle().skip(from).take(members.len());
+        let mine = |m: &MemberId| state.members.get(m).is_some_and(|record| record.identity.name == me.name);
+        if let Some(other) = { others }.find(|m| !mine(m)) {
+            self.contact = *other;
+        }
     }
 
     fn hear(&mut self, cx: &mut Cx, from: MemberId) {
@@ -215,6 +227,20 @@ impl Joining {
                 self.due = cx.now;
                 Ok(Next::Same)
             }
+            Control::Probe { branch, identity, .. } if identity.id == from => {
+                // A branch looks for what this kernel was. It is as good as any, unless one is being joined.
+                let lost = self.lost.as_ref().map(|seat| (seat.view.lineage, seat.record.state.last_confirmed));
+                let fits = lost.is_some_and(|(lineage, confirmed)| {
+                    lineage == branch.lineage && branch.last_confirmed >= confirmed
+                });
+                if fits && (self.stranded || cx.now.ms_since(self.heard) > self.silence_ms() || self.is_stale(&branch)) {
+                    cx.know(&identity);
+                    (self.learned, self.held) = (None, None);
+                    self.hear(cx, from);
+                    self.due = cx.now;
+                }
+                Ok(Next::Same)
+            }
             Control::Join { .. } => {
                 // Somebody takes this kernel for a member; the one it asks itself knows more.
                 let known = self.learned.as_ref().and_then(|r| r.state.members.get(&self.contact));
@@ -232,6 +258,11 @@ impl Joining {
             }
             _ => Err(Reject::Unexpected { what: "word for a member" }),
         }
+    }
+
+    /// Whether what is being learned is of a branch that is behind this one.
+    fn is_stale(&self, branch: &Summary) -> bool {
+        self.learned.as_ref().is_some_and(|record| record.state.last_confirmed < branch.last_confirmed)
     }
 
     fn on_snapshot(&mut self, cx: &mut Cx, from: MemberId, snapshot: Snapshot) {
@@ -351,9 +382,10 @@ impl Joining {
         if record.state.view.id != proposal.parent {
             return Ok(Next::Same);
         }
-        let from = record.state.index;
+        let (from, key) = (record.state.index, record.state.key);
         let mut outputs = Vec::new();
-        for data in bodies {
+        // The tail may have brought some of them meanwhile.
+        for data in bodies.into_iter().filter(|data| data.key() > key) {
             let old = record.state.index < proposal.delivered;
             let label = if old { record.state.view.label } else { proposal.view.label };
             let (key, origin) = (data.key(), record.state.view.member(data.origin));

@@ -234,8 +234,10 @@ impl Broadcast {
     fn number(&mut self, own: Own) -> Data {
         self.clock = self.clock.next();
         let oseq = self.received[self.me.at()] + 1;
-        let data = Data { origin: self.me, oseq, lnum: self.clock, hops: 1, body: own.body.clone() };
-        self.keep(data.clone());
+        // The store holds how far each message had come when it was placed there; sending adds a link.
+        let stored = Data { origin: self.me, oseq, lnum: self.clock, hops: 0, body: own.body.clone() };
+        let data = Data { hops: 1, ..stored.clone() };
+        self.keep(stored);
         self.own_bytes += cost(&own.body);
         self.own.push_back((oseq, own));
         data

@@ -372,6 +372,8 @@ pub enum Control {
         parent: ViewId,
         /// The view that stands.
         id: ViewId,
+        /// The sender's branch, for whom does not hold the proposal of that view: he is out of it.
+        by: Summary,
     },
     /// A wedged member asks how `view` ended.
     Query {

@@ -84,7 +84,7 @@ impl Ballots {
             Control::Accept { view, ballot } => {
                 self.attempts.entry((*view, *ballot)).or_default().accepted.insert(from);
             }
-            Control::Commit { parent, id } => self.check_commit(*parent, *id)?,
+            Control::Commit { parent, id, .. } => self.check_commit(*parent, *id, from)?,
             Control::Relay { from, message, .. } => {
                 ensure(!matches!(**message, Control::Relay { .. }), "relay", || "a relay in a relay".into())?;
                 // The first to pass it on is its author; a later hand sees what was already noted.
@@ -102,8 +102,8 @@ impl Ballots {
         })
     }
 
-    /// A view's entry was delivered for the first time, by anybody.
-    pub(crate) fn install(&mut self, entry: &Entry, proposal: &Proposal) -> Verdict {
+    /// A view's entry was delivered for the first time, by `by`.
+    pub(crate) fn install(&mut self, entry: &Entry, proposal: &Proposal, by: MemberId) -> Verdict {
         let view = &proposal.view;
         ensure(entry.view == view.id && entry.label == view.label, "history", || {
             format!("the entry of view {:?} names {:?} {:?}", view.id, entry.view, entry.label)
@@ -115,7 +115,7 @@ impl Ballots {
             text: format!("{:?} succeeds {:?}, which nobody installed", view.id, proposal.parent),
         })?;
         check_succession(parent, proposal, self.quorum)?;
-        self.check_commit(proposal.parent, view.id)?;
+        self.check_commit(proposal.parent, view.id, by)?;
         let successors = self.successors.entry(proposal.parent).or_default();
         if !successors.contains(&view.id) {
             successors.push(view.id);
@@ -128,8 +128,8 @@ impl Ballots {
         ensure(rivals.len() <= 1, rule, || format!("{:?} has successors {rivals:?}", proposal.parent))
     }
 
-    /// All of R accepted, in one ballot; a fresh proposal's joiners too.
-    fn check_commit(&mut self, parent: ViewId, id: ViewId) -> Verdict {
+    /// All of R accepted, in one ballot; a fresh proposal's joiners too. `by` is the first to say that it stands.
+    fn check_commit(&mut self, parent: ViewId, id: ViewId, by: MemberId) -> Verdict {
         if self.committed.contains(&id) {
             return Ok(());
         }
@@ -147,7 +147,13 @@ impl Ballots {
             let joiners_too = !is_fresh || joiners.is_subset(&attempt.accepted);
             attempt.responders.is_subset(&attempt.accepted) && joiners_too
         });
-        ensure(complete, "I7", || {
+        // A later ballot whose R is one member asks nobody; it adopts what that member accepted.
+        let held_by = |attempt: &Attempt| attempt.coordinator == Some(by) || attempt.accepted.contains(&by);
+        let alone = attempts.iter().any(|(_, attempt)| {
+            let quorate = self.views.get(&parent).is_some_and(|view| view.is_quorum(&[by]));
+            held_by(attempt) && (quorate || attempt.kind != Some(BallotKind::Confirmed))
+        });
+        ensure(complete || alone, "I7", || {
             let told: Vec<_> = attempts.iter().map(|(key, attempt)| format!("{key:?} {attempt:?}")).collect();
             format!("{id:?} stands, but not all accepted:\n  {}", told.join("\n  "))
         })?;
@@ -216,6 +222,7 @@ const HIGHEST: Ballot = Ballot { round: u64::MAX, rank: dvm_core::ids::Rank(0) }
 mod tests {
     use super::*;
     use dvm_core::ids::{Epoch, HistoryIndex, Lineage, Rank};
+    use dvm_core::state::summary;
     use dvm_core::wire::Departure;
 
     const ROUND: Ballot = Ballot { round: 1, rank: Rank(0) };
@@ -264,7 +271,7 @@ mod tests {
         for id in accepts {
             ballots.sent(MemberId(*id), &Control::Accept { view: parent.id, ballot: ROUND })?;
         }
-        ballots.sent(MemberId(1), &Control::Commit { parent: parent.id, id: proposal.view.id })?;
+        ballots.sent(MemberId(1), &Control::Commit { parent: parent.id, id: proposal.view.id, by: summary(&proposal.view, proposal.view.id.epoch, HistoryIndex(1)) })?;
         ensure(ballots.ring_sent(MemberId(1), parent.id).is_err(), "I10", || "the wedge is not seen".into())
     }
 

@@ -167,7 +167,7 @@ impl Checker {
                 ensure(first == no, "I6", || format!("{:?} was installed after two histories", entry.view))?;
                 if is_new {
                     self.joins += proposal.joiners.len() as u64;
-                    self.ballots.install(&entry, proposal)?;
+                    self.ballots.install(&entry, proposal, id)?;
                 }
             }
         }

@@ -109,7 +109,7 @@ impl World {
         if !self.is_present(to) {
             if self.net.connects(here, there) {
                 let hop = self.net.hop_us(here, there);
-                let input = Input::Refused { peer: to };
+                let input = self.nobody_there(pid, to);
                 self.after(2 * hop, Event::Input { pid, of: Some(from), input });
             }
             return;
@@ -150,7 +150,21 @@ impl World {
         let Some(&target) = self.who.get(&peer) else { return };
         let (here, there) = (self.processes[pid].host, self.processes[target].host);
         if self.net.connects(here, there) && !self.is_present(peer) {
-            self.offer(pid, Some(of), Input::Refused { peer });
+            let input = self.nobody_there(pid, peer);
+            self.offer(pid, Some(of), input);
+        }
+    }
+
+    /// An incarnation is gone: perhaps another answers where it was.
+    pub(crate) fn nobody_there(&mut self, pid: usize, peer: MemberId) -> Input {
+        let host = self.processes[self.who[&peer]].host;
+        let now = self.processes.iter().find(|p| p.is_alive() && p.host == host && p.run == Run::Running);
+        match now.map(|process| process.identity.clone()) {
+            Some(identity) => {
+                self.processes[pid].known.insert(identity.id);
+                Input::Replaced { peer, by: Box::new(identity) }
+            }
+            None => Input::Refused { peer },
         }
     }
 

@@ -26,7 +26,8 @@ impl World {
         } else if !self.is_present(to) {
             let hop = self.net.hop_us(here, there);
             self.after(hop, failed);
-            self.after(hop, Event::Input { pid, of: Some(of), input: Input::Refused { peer: to } });
+            let input = self.nobody_there(pid, to);
+            self.after(hop, Event::Input { pid, of: Some(of), input });
         } else if self.processes[target].run == Run::Paused && !self.options.noise.accept_paused {
             // Its kernel takes the connection, but nobody says who is there.
             if self.now() >= until_us {
