@@ -16,8 +16,8 @@ use alloc::vec::Vec;
 /// Joiners that this member knows of.
 #[derive(Debug, Default)]
 pub(crate) struct Admission {
-    /// Names that are still taken: the joiner, and since when it asks.
-    claims: BTreeMap<MemberId, Time>,
+    /// Joiners whose name is taken: by whom, and how often that one has answered since.
+    claims: BTreeMap<MemberId, (MemberId, u32)>,
     /// When the state was last sent to a joiner.
     sent: BTreeMap<MemberId, Time>,
     /// Joiners that have caught up, and when they last said so.
@@ -26,6 +26,8 @@ pub(crate) struct Admission {
 
 /// Joiners that one member gives the state to at a time, at most; others ask again.
 const SENT_MAX: usize = 1_024;
+/// Answers that show a name to be taken: one may have been on its way when its sender died.
+const ANSWERS_MIN: u32 = 3;
 /// Bytes of entries in one answer to a joiner.
 const TAIL_BYTES: u64 = 256 << 10;
 
@@ -37,6 +39,12 @@ impl Admission {
 
     pub(crate) fn anybody_ready(&self, now: Time, silence_ms: u64) -> bool {
         self.ready(now, silence_ms).next().is_some()
+    }
+
+    /// A member of the view answered a probe: it holds its name.
+    pub(crate) fn answered(&mut self, holder: MemberId) {
+        let claims = self.claims.values_mut().filter(|(old, _)| *old == holder);
+        claims.for_each(|(_, answers)| *answers += 1);
     }
 
     pub(crate) fn not_ready(&mut self, joiner: MemberId) {
@@ -91,17 +99,15 @@ impl Seat {
 
     /// The joiner's name is taken: by somebody who answers, or by somebody who is about to be missed.
     fn claim(&mut self, cx: &mut Cx, old: MemberId, joiner: MemberId) {
-        let since = *self.admission.claims.entry(joiner).or_insert(cx.now);
-        let holder = self.view.rank_of(old);
-        let answers = old == cx.me.id
-            || holder.is_some_and(|rank| self.detector.heard(rank) > since.plus_ms(2 * self.silence_ms()));
-        if answers {
+        let (_, answers) = *self.admission.claims.entry(joiner).or_insert((old, 0));
+        if old == cx.me.id || answers >= ANSWERS_MIN {
             let name = self.record.state.name_of(old);
             let reason = alloc::format!("the name {name} is taken by a member that answers; choose another");
             cx.send(joiner, Control::JoinRefused { reason });
             self.admission.claims.remove(&joiner);
         } else {
             cx.out.push_back(Output::Probe { peer: old });
+            cx.send(old, self.probe(cx));
             self.wait(cx, joiner);
         }
     }

@@ -81,7 +81,7 @@ impl Cx {
     /// Proposes a change of the member's own, before what clients wait for. `of_view`: it means nothing in a later view.
     pub(crate) fn propose(&mut self, change: Change, of_view: bool) {
         let submission = Submission { stamp: None, time_ms: self.wall_ms, change };
-        self.waiting.push_front(Own { request: None, stamped: false, of_view, body: encode(&submission) });
+        self.waiting.push_front(Own { request: None, stamped: false, perhaps: false, of_view, body: encode(&submission) });
     }
 
     /// Nothing that waits for a number will get one.
@@ -89,8 +89,13 @@ impl Cx {
         let (clients, own): (VecDeque<_>, _) =
             core::mem::take(&mut self.waiting).into_iter().partition(|own| own.request.is_some());
         self.waiting = own;
-        for request in clients.into_iter().filter_map(|own| own.request) {
-            self.answer(request, Answer::Refused(refusal));
+        for own in clients {
+            let request = own.request.expect("clients have requests");
+            if own.perhaps {
+                self.leave_unknown([request], "this member was excluded with the change under way");
+            } else {
+                self.answer(request, Answer::Refused(refusal));
+            }
         }
     }
 

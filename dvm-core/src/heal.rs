@@ -161,20 +161,17 @@ impl Seat {
             return Err(Reject::Malformed { what: "probe" });
         }
         cx.know(identity);
-        if branch.id == self.view.id {
-            return Ok(());
-        }
-        if self.comes_from(branch.id) {
+        if branch.id != self.view.id && self.comes_from(branch.id) {
             self.tell_past(cx, from, branch.id);
             return Ok(());
         }
-        if ancestry.iter().any(|(view, _)| *view == self.view.id) {
+        if branch.id != self.view.id && ancestry.iter().any(|(view, _)| *view == self.view.id) {
             // The other branch went on from this view without this member.
             return self.overtaken(cx, branch, from);
         }
         let rank0 = Box::new(self.record.state.members[&self.view.members[0]].identity.clone());
         let (summary, ancestry) = (self.record.state.summary(), self.ancestry());
-        let loses = merit(&summary) < merit(&branch);
+        let loses = branch.id != self.view.id && merit(&summary) < merit(&branch);
         cx.send(from, Control::ProbeReply { branch: summary, rank0, ancestry });
         if loses && branch.rank0 == from {
             self.yield_to(cx, branch);
@@ -203,8 +200,12 @@ impl Seat {
         rank0: &Identity,
         ancestry: &[(ViewId, HistoryIndex)],
     ) -> Result<(), Reject> {
-        if branch.lineage != self.view.lineage || branch.rank0 != rank0.id || branch.id == self.view.id {
+        if branch.lineage != self.view.lineage || branch.rank0 != rank0.id {
             return Err(Reject::Malformed { what: "answer to a probe" });
+        }
+        if branch.id == self.view.id {
+            self.admission.answered(from);
+            return Ok(());
         }
         cx.know(rank0);
         if self.comes_from(branch.id) {
@@ -230,7 +231,7 @@ impl Seat {
         }
     }
 
-    fn probe(&self, cx: &Cx) -> Control {
+    pub(crate) fn probe(&self, cx: &Cx) -> Control {
         Control::Probe {
             branch: self.record.state.summary(),
             identity: Box::new(cx.me.clone()),

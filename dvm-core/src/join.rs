@@ -56,8 +56,10 @@ struct Held {
 pub(crate) enum Next {
     /// It goes on trying.
     Same,
-    /// It has a seat, in this view or (if it went on alone) in one of its own.
+    /// It has a seat.
     Seated(Box<Seat>),
+    /// It goes on alone from the seat it lost: as yet another incarnation, since this one may still be admitted.
+    Alone,
     /// A later view left it out before it could take its seat.
     Excluded(Summary, MemberId),
     /// It may not join.
@@ -114,7 +116,7 @@ impl Joining {
                     Some(refusal) => cx.answer(request, Answer::Refused(refusal)),
                     None => {
                         let (body, stamped) = (crate::cx::encode(&submission), submission.stamp.is_some());
-                        let own = Own { request: Some(request), stamped, of_view: false, body };
+                        let own = Own { request: Some(request), stamped, perhaps: false, of_view: false, body };
                         cx.waiting.push_back(own);
                     }
                 }
@@ -160,16 +162,18 @@ impl Joining {
 
     /// Nobody of the view that beat this member answers.
     fn give_up(&mut self, cx: &mut Cx) -> Option<Next> {
-        let lost = self.lost.as_ref()?;
+        let lost = self.lost.as_mut()?;
         if lost.config().partition == Partition::Survive {
-            let lost = self.lost.take().expect("looked at above");
-            return Some(Next::Seated(alone(lost, cx)));
+            return Some(Next::Alone);
         }
         self.learned = None;
         self.held = None;
         if !self.stranded {
             self.stranded = true;
             cx.refuse_waiting(Refusal::NoQuorum);
+            let numbered = lost.broadcast.forget_requests();
+            cx.leave_unknown(numbered, "this member was excluded, and no quorum is in reach");
+            cx.forget_awaited("this member was excluded, and no quorum is in reach");
             cx.stand(Standing::Blocked);
         }
         None
@@ -291,19 +295,13 @@ impl Joining {
         let Some(record) = &mut self.learned else { return Ok(Next::Same) };
         let asked_more = !entries.is_empty();
         for entry in entries {
-            if entry.index <= record.state.index {
-                continue;
-            }
-            if record.apply_entry(&entry).is_err() {
+            if learn(record, cx, &entry).is_err() {
                 // Another branch: begin anew with whoever said it.
                 (self.learned, self.held) = (None, None);
                 self.due = cx.now;
                 return Ok(Next::Same);
             }
             let Content::View(proposal) = &entry.content else { continue };
-            for joiner in &proposal.joiners {
-                cx.know(joiner);
-            }
             if proposal.departures.iter().any(|departure| departure.member == me) {
                 return Ok(Next::Excluded(record.state.summary(), from));
             }
@@ -346,8 +344,8 @@ impl Joining {
         if proposal.parent != view || held.bodies.is_some() {
             return Ok(Next::Same);
         }
-        for entry in entries.iter().filter(|entry| entry.index > record.state.index).collect::<Vec<_>>() {
-            if record.apply_entry(entry).is_err() {
+        for entry in entries {
+            if learn(record, cx, entry).is_err() {
                 (self.learned, self.held) = (None, None);
                 return Ok(Next::Same);
             }
@@ -446,12 +444,26 @@ impl Joining {
     }
 }
 
+/// Applies an entry that another member delivered, unless it is here already.
+fn learn(record: &mut Record, cx: &mut Cx, entry: &Entry) -> Result<(), &'static str> {
+    if entry.index <= record.state.index {
+        return Ok(());
+    }
+    record.apply_entry(entry)?;
+    if let Content::View(proposal) = &entry.content {
+        for joiner in &proposal.joiners {
+            cx.know(joiner);
+        }
+    }
+    Ok(())
+}
+
 /// What clients of an excluded member wait for is proposed again where a repeat is harmless.
 fn keep_requests(lost: &mut Seat, cx: &mut Cx) {
     cx.waiting.retain(|own| own.request.is_some());
     for own in lost.broadcast.take_own().rev() {
         match own.request {
-            Some(_) if own.stamped => cx.waiting.push_front(own),
+            Some(_) if own.stamped => cx.waiting.push_front(Own { perhaps: true, ..own }),
             Some(request) => {
                 cx.leave_unknown([request], "this member was excluded with the change under way")
             }
@@ -461,7 +473,7 @@ fn keep_requests(lost: &mut Seat, cx: &mut Cx) {
 }
 
 /// The seat of a member that goes on alone from the view it had, as its new incarnation.
-fn alone(mut lost: Box<Seat>, cx: &mut Cx) -> Box<Seat> {
+pub(crate) fn alone(mut lost: Box<Seat>, cx: &mut Cx) -> Box<Seat> {
     let old = &lost.view;
     let wedge = lost.wedge.as_ref();
     // What a proposal accepted here may have delivered elsewhere is delivered here too, and no more.

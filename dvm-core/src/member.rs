@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::cx::Cx;
 use crate::ids::{HistoryIndex, MemberId, Time, TransactionId};
 use crate::io::{Answer, Input, Output, Refusal, Reject, Standing};
-use crate::join::{Joining, Next};
+use crate::join::{Joining, Next, alone};
 use crate::record::Record;
 use crate::ring::Own;
 use crate::seat::{Exit, Seat};
@@ -29,10 +29,11 @@ pub struct Member {
 enum Place {
     Joining(Box<Joining>),
     Seated(Box<Seat>),
-    /// It ends its plug-ins, then becomes a new incarnation; `contact` sponsors that one.
+    /// It ends its plug-ins, then becomes a new incarnation; `contact` sponsors that one. Without a contact it goes on
+    /// alone.
     Excluded {
         seat: Option<Box<Seat>>,
-        contact: MemberId,
+        contact: Option<MemberId>,
         config: Box<Config>,
     },
     Left,
@@ -159,8 +160,13 @@ impl Member {
             Input::Fenced { identity } => {
                 self.cx.me = identity;
                 let (seat, contact, config) = (seat.take(), *contact, (**config).clone());
-                let joining = Joining::new(config, contact, seat, &mut self.cx);
-                self.place = Place::Joining(Box::new(joining));
+                self.place = match (contact, seat) {
+                    (None, Some(seat)) => Place::Seated(alone(seat, &mut self.cx)),
+                    (contact, seat) => {
+                        let contact = contact.unwrap_or(self.cx.me.id);
+                        Place::Joining(Box::new(Joining::new(config, contact, seat, &mut self.cx)))
+                    }
+                };
                 Ok(())
             }
             Input::Submit { request, submission } => {
@@ -169,7 +175,7 @@ impl Member {
                     self.cx.answer(request, Answer::Refused(Refusal::Busy));
                 } else {
                     let (body, stamped) = (crate::cx::encode(&submission), submission.stamp.is_some());
-                    let own = Own { request: Some(request), stamped, of_view: false, body };
+                    let own = Own { request: Some(request), stamped, perhaps: false, of_view: false, body };
                     self.cx.waiting.push_back(own);
                 }
                 Ok(())
@@ -199,7 +205,13 @@ impl Member {
             Next::Excluded(by, contact) => {
                 let Place::Joining(joining) = &mut self.place else { unreachable!("only a joiner goes on") };
                 let seat = joining.lost.take();
-                self.expel(seat, by.id, contact);
+                self.expel(seat, by.id, Some(contact));
+            }
+            Next::Alone => {
+                let Place::Joining(joining) = &mut self.place else { unreachable!("only a joiner goes on") };
+                let seat = joining.lost.take();
+                let by = seat.as_ref().expect("who goes on alone had a seat").view.id;
+                self.expel(seat, by, None);
             }
             Next::Refused(reason) => {
                 self.end_requests();
@@ -221,12 +233,12 @@ impl Member {
                     unreachable!("looked at above")
                 };
                 seat.links.close_all(&mut self.cx);
-                self.expel(Some(seat), by.id, contact);
+                self.expel(Some(seat), by.id, Some(contact));
             }
         }
     }
 
-    fn expel(&mut self, seat: Option<Box<Seat>>, by: crate::ids::ViewId, contact: MemberId) {
+    fn expel(&mut self, seat: Option<Box<Seat>>, by: crate::ids::ViewId, contact: Option<MemberId>) {
         let config = seat.as_ref().map_or_else(Config::default, |seat| seat.config().clone());
         self.place = Place::Excluded { seat, contact, config: Box::new(config) };
         self.cx.stand(Standing::Excluded { by });

@@ -24,6 +24,8 @@ pub(crate) struct Own {
     pub(crate) request: Option<RequestId>,
     /// Whether a repeat is harmless, so that it may be proposed again after an expulsion.
     pub(crate) stamped: bool,
+    /// It was under way when this member was excluded: it may have taken effect already.
+    pub(crate) perhaps: bool,
     /// Worked out from the present view; of no use in another.
     pub(crate) of_view: bool,
     /// The submission, encoded.

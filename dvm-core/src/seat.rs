@@ -256,7 +256,7 @@ impl Seat {
             return;
         }
         let stamped = submission.stamp.is_some();
-        cx.waiting.push_back(Own { request: Some(request), stamped, of_view: false, body });
+        cx.waiting.push_back(Own { request: Some(request), stamped, perhaps: false, of_view: false, body });
         self.settle(cx);
     }
 

@@ -105,6 +105,8 @@ pub struct Open {
     pub electorate: Vec<MemberId>,
 }
 
+/// Indices that a branch may still use after it yielded.
+const YIELDED_MAX: u64 = 65_536;
 /// How many departed members and views are remembered.
 const DEPARTED_MAX: usize = 64;
 const ANCESTRY_MAX: usize = 1_024;
@@ -478,7 +480,8 @@ impl State {
         }
         self.fence = self.fence.max(take.fence) + 1;
         self.epoch_floor = self.epoch_floor.max(take.from.id.epoch);
-        self.index = self.index.max(take.from.index);
+        // The other branch may still deliver what was numbered before it yielded, and views.
+        self.index = HistoryIndex(self.index.0.max(take.from.index.0 + YIELDED_MAX));
         self.healing = Some(Healing::Taking(Box::new(take)));
     }
 
