@@ -233,9 +233,11 @@ impl Joining {
             }
             Control::Probe { branch, identity, .. } if identity.id == from => {
                 // A branch looks for what this kernel was. It is as good as any, unless one is being joined.
-                let lost = self.lost.as_ref().map(|seat| (seat.view.lineage, seat.record.state.last_confirmed));
-                let fits = lost.is_some_and(|(lineage, confirmed)| {
-                    lineage == branch.lineage && branch.last_confirmed >= confirmed
+                let fits = self.lost.as_ref().is_some_and(|seat| {
+                    let state = &seat.record.state;
+                    state.view.lineage == branch.lineage
+                        && branch.last_confirmed >= state.last_confirmed
+                        && branch.index >= state.index
                 });
                 if fits && (self.stranded || cx.now.ms_since(self.heard) > self.silence_ms() || self.is_stale(&branch)) {
                     cx.know(&identity);
@@ -270,6 +272,12 @@ impl Joining {
     }
 
     fn on_snapshot(&mut self, cx: &mut Cx, from: MemberId, snapshot: Snapshot) {
+        let mine = self.lost.as_ref().map(|seat| (seat.record.state.index, seat.record.state.fence));
+        if mine.is_some_and(|(index, fence)| snapshot.state.index < index || snapshot.state.fence < fence) {
+            // Another branch, which has not taken this one in: what was told here must not be told again.
+            self.try_another(&cx.me);
+            return;
+        }
         self.hear(cx, from);
         if self.learned.as_ref().is_some_and(|record| record.state.index >= snapshot.state.index)
             && self.learned.as_ref().is_some_and(|r| r.state.view.id.epoch >= snapshot.state.view.id.epoch)
