@@ -61,7 +61,6 @@ impl Admission {
     /// Who became a member is no joiner any more.
     pub(crate) fn installed(&mut self, view: &View) {
         self.claims.retain(|joiner, _| !view.has(*joiner));
-        self.sent.retain(|joiner, _| !view.has(*joiner));
         self.ready.retain(|joiner, _| !view.has(*joiner));
     }
 }
@@ -71,7 +70,12 @@ impl Seat {
         if identity.id != from {
             return Err(Reject::Malformed { what: "identity of a joiner" });
         }
-        if self.view.has(from) || self.is_yielding() || self.blocked {
+        if self.view.has(from) {
+            // Admitted by a flush that it did not follow to the end: it has no seat yet, and needs the state for it.
+            self.give_state(cx, from);
+            return Ok(());
+        }
+        if self.is_yielding() || self.blocked {
             return Err(Reject::Unexpected { what: "join" });
         }
         cx.know(identity);
@@ -120,9 +124,9 @@ impl Seat {
 
     /// Sends the state, unless that was done a short while ago.
     fn give_state(&mut self, cx: &mut Cx, joiner: MemberId) {
-        let sent = self.admission.sent.get(&joiner);
-        let lately = sent.is_some_and(|at| cx.now.ms_since(*at) < 4 * self.silence_ms());
-        if lately || (sent.is_none() && self.admission.sent.len() >= SENT_MAX) {
+        let (now, pause_ms) = (cx.now, 4 * self.silence_ms());
+        self.admission.sent.retain(|_, at| now.ms_since(*at) < pause_ms);
+        if self.admission.sent.contains_key(&joiner) || self.admission.sent.len() >= SENT_MAX {
             self.wait(cx, joiner);
             return;
         }
@@ -137,7 +141,7 @@ impl Seat {
         from: MemberId,
         after: HistoryIndex,
     ) -> Result<(), Reject> {
-        if self.blocked {
+        if self.blocked && !self.view.has(from) {
             // Nobody is admitted here; the joiner looks elsewhere.
             return Err(Reject::Unexpected { what: "joiner at a blocked member" });
         }

@@ -81,7 +81,13 @@ impl Cx {
     /// Proposes a change of the member's own, before what clients wait for. `of_view`: it means nothing in a later view.
     pub(crate) fn propose(&mut self, change: Change, of_view: bool) {
         let submission = Submission { stamp: None, time_ms: self.wall_ms, change };
-        self.waiting.push_front(Own { request: None, stamped: false, perhaps: false, of_view, body: encode(&submission) });
+        self.waiting.push_front(Own {
+            request: None,
+            stamped: false,
+            perhaps: false,
+            of_view,
+            body: encode(&submission),
+        });
     }
 
     /// Nothing that waits for a number will get one.

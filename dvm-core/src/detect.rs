@@ -19,6 +19,7 @@ use alloc::vec::Vec;
 #[derive(Debug)]
 pub(crate) struct Detector {
     others: Vec<Other>,
+    now: Time,
 }
 
 #[derive(Debug)]
@@ -48,7 +49,11 @@ impl Detector {
             asks: false,
             mute: None,
         };
-        Self { others: view.members.iter().map(|_| other()).collect() }
+        Self { others: view.members.iter().map(|_| other()).collect(), now }
+    }
+
+    pub(crate) fn tick(&mut self, now: Time) {
+        self.now = now;
     }
 
     pub(crate) fn hear(&mut self, rank: Rank, now: Time) {
@@ -90,6 +95,11 @@ impl Detector {
         self.others[rank.at()].accused_by.values().any(|(e, _)| *e == evidence)
     }
 
+    /// Notes that a member speaks for another view.
+    pub(crate) fn is_elsewhere(&mut self, rank: Rank, now: Time) {
+        self.others[rank.at()].elsewhere_since.get_or_insert(now);
+    }
+
     /// Whether one word is enough, and was said.
     fn is_out(&self, rank: Rank) -> bool {
         self.has(rank, Evidence::Dead)
@@ -121,8 +131,19 @@ impl Seat {
         });
         let accusers = accusers.count();
         let observers = self.view.observers(rank, self.config().observers);
-        let live = observers.iter().filter(|o| !self.detector.is_out(**o) && !self.i_accuse(**o)).count();
+        let live = observers.iter().filter(|o| {
+            !self.detector.is_out(**o) && !self.i_accuse(**o) && self.could_contradict(rank, **o)
+        });
+        let live = live.count();
         accusers >= (self.config().accusers as usize).min(live).max(1)
+    }
+
+    /// Whether an observer of `rank` may still say something about it: not one that let this member's accusation
+    /// stand for T without a word.
+    fn could_contradict(&self, rank: Rank, observer: Rank) -> bool {
+        let mine = self.detector.others[rank.at()].accused_by.get(&self.rank);
+        let Some((_, since)) = mine.filter(|_| observer != self.rank) else { return true };
+        self.detector.now.ms_since(*since) < self.silence_ms() || self.detector.heard(observer) > *since
     }
 
     fn i_accuse(&self, rank: Rank) -> bool {
@@ -176,6 +197,11 @@ impl Seat {
         for (member, evidence) in accused {
             let Some(rank) = self.view.rank_of(*member).filter(|rank| *rank != self.rank) else { continue };
             self.detector.others[rank.at()].accused_by.insert(accuser, (*evidence, cx.now));
+            let hears = cx.now.ms_since(self.detector.heard(rank)) < self.silence_ms() / 2;
+            if *evidence == Evidence::Silent && self.watches(rank) && hears {
+                // The accuser learns that somebody who would know does not agree.
+                cx.send(from, Control::Heartbeat(self.heartbeat(cx)));
+            }
         }
         self.reconsider(cx);
         Ok(())
@@ -225,11 +251,10 @@ impl Seat {
             if mine == Some(Evidence::Silent) && silent_ms <= silence_ms / 2 {
                 other.accused_by.remove(&me);
             }
-            if !watches {
-                continue;
-            }
             if other.elsewhere_since.is_some_and(|since| now.ms_since(since) > 4 * silence_ms) {
                 told.push((rank, Evidence::NotMember));
+            } else if !watches {
+                continue;
             } else if silent_ms > patience_ms && mine.is_none() {
                 told.push((rank, Evidence::Silent));
             } else if mine.is_none() {

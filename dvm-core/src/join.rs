@@ -116,7 +116,8 @@ impl Joining {
                     Some(refusal) => cx.answer(request, Answer::Refused(refusal)),
                     None => {
                         let (body, stamped) = (crate::cx::encode(&submission), submission.stamp.is_some());
-                        let own = Own { request: Some(request), stamped, perhaps: false, of_view: false, body };
+                        let own =
+                            Own { request: Some(request), stamped, perhaps: false, of_view: false, body };
                         cx.waiting.push_back(own);
                     }
                 }
@@ -204,7 +205,9 @@ impl Joining {
     fn on_control(&mut self, cx: &mut Cx, from: MemberId, message: Control) -> Result<Next, Reject> {
         match message {
             Control::Tail { entries, index, .. } => {
-                self.hear(cx, from);
+                if self.lost.as_ref().is_none_or(|seat| index >= seat.record.state.index) {
+                    self.hear(cx, from);
+                }
                 self.on_tail(cx, from, entries, index)
             }
             Control::Propose { ballot, kind, proposal } => {
@@ -223,7 +226,14 @@ impl Joining {
                 self.on_fill(cx, from, view, &entries, bodies)
             }
             Control::Commit { id, .. } => self.on_commit(cx, id),
-            Control::Heartbeat(heartbeat) => self.on_commit(cx, heartbeat.view.id),
+            Control::Heartbeat(heartbeat) => {
+                let next = self.on_commit(cx, heartbeat.view.id)?;
+                if cx.now.ms_since(self.heard) > self.silence_ms() {
+                    // Somebody takes this kernel for a member, and may know why.
+                    self.contact = from;
+                }
+                Ok(next)
+            }
             Control::JoinRefused { reason } if from == self.contact => Ok(Next::Refused(reason)),
             Control::JoinRedirect { sponsor } if from == self.contact => {
                 cx.know(&sponsor);
@@ -239,7 +249,11 @@ impl Joining {
                         && branch.last_confirmed >= state.last_confirmed
                         && branch.index >= state.index
                 });
-                if fits && (self.stranded || cx.now.ms_since(self.heard) > self.silence_ms() || self.is_stale(&branch)) {
+                if fits
+                    && (self.stranded
+                        || cx.now.ms_since(self.heard) > self.silence_ms()
+                        || self.is_stale(&branch))
+                {
                     cx.know(&identity);
                     (self.learned, self.held) = (None, None);
                     self.hear(cx, from);
@@ -514,6 +528,8 @@ pub(crate) fn alone(mut lost: Box<Seat>, cx: &mut Cx) -> Box<Seat> {
         time_ms: cx.wall_ms,
     };
     cx.waiting.retain(|own| own.request.is_some());
+    // What the old incarnation was executing has ended with it.
+    lost.collecting.clear();
     lost.install(cx, &proposal);
     lost
 }

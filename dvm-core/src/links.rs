@@ -120,9 +120,13 @@ impl Seat {
 
     pub(crate) fn on_link_down(&mut self, cx: &mut Cx, link: LinkId) {
         self.links.early.retain(|(early, ..)| *early != link);
-        if self.links.outgoing.as_ref().is_some_and(|out| out.link == link) {
-            self.links.outgoing = None;
-            self.connect(cx);
+        if let Some(out) = self.links.outgoing.take_if(|out| out.link == link) {
+            if out.resumed {
+                self.connect(cx);
+            } else {
+                // The successor did not want it: it may be on its way to another view.
+                self.timers.set(Timer::Reconnect, cx.now.plus_ms(self.silence_ms() / 8));
+            }
         } else if self.links.incoming == Some(link) {
             self.links.incoming = None;
             if !self.is_wedged() {

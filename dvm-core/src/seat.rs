@@ -140,6 +140,7 @@ impl Seat {
     }
 
     pub(crate) fn handle(&mut self, cx: &mut Cx, input: Input) -> Result<(), Reject> {
+        self.detector.tick(cx.now);
         match input {
             Input::Wake => self.on_wake(cx),
             Input::Clock { .. } => {}
@@ -180,7 +181,16 @@ impl Seat {
 
     fn on_control(&mut self, cx: &mut Cx, from: MemberId, message: Control) -> Result<(), Reject> {
         if let Some(rank) = self.view.rank_of(from) {
-            self.detector.hear(rank, cx.now);
+            match &message {
+                Control::Probe { branch, .. }
+                | Control::ProbeReply { branch, .. }
+                | Control::Yielded { branch, .. }
+                    if branch.id != self.view.id =>
+                {
+                    self.detector.is_elsewhere(rank, cx.now);
+                }
+                _ => self.detector.hear(rank, cx.now),
+            }
         }
         match message {
             Control::Heartbeat(heartbeat) => self.on_heartbeat(cx, from, &heartbeat),

@@ -271,7 +271,14 @@ mod tests {
         for id in accepts {
             ballots.sent(MemberId(*id), &Control::Accept { view: parent.id, ballot: ROUND })?;
         }
-        ballots.sent(MemberId(1), &Control::Commit { parent: parent.id, id: proposal.view.id, by: summary(&proposal.view, proposal.view.id.epoch, HistoryIndex(1)) })?;
+        ballots.sent(
+            MemberId(1),
+            &Control::Commit {
+                parent: parent.id,
+                id: proposal.view.id,
+                by: summary(&proposal.view, proposal.view.id.epoch, HistoryIndex(1)),
+            },
+        )?;
         ensure(ballots.ring_sent(MemberId(1), parent.id).is_err(), "I10", || "the wedge is not seen".into())
     }
 
