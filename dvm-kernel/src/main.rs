@@ -1,2 +1,49 @@
-//! .
-fn main() {}
+//! The kernel process of a distributed virtual machine.
+//!
+//! `dvm-kernel --bootstrap -` reads one line of JSON from its standard input, becomes a member, says so in one line on
+//! its standard output, and lets go of whoever started it. What it is made of, from the outside in:
+//!
+//! ```text
+//! start      from a launcher's line to a running member, and to its end
+//! local      clients of this host           ┐ on a thread of their own, which may be slow
+//! peer       questions between kernels      ┘
+//! plugins    this member's plug-in instances, on another one
+//! feed       what the ring's task tells the others, in order
+//! ring       the task that owns the member  ┐ on the main thread, which is never kept waiting
+//! net        connections between kernels    ┘
+//! security   key, certificates, tickets
+//! ```
+
+mod clock;
+mod feed;
+mod local;
+mod log;
+mod net;
+mod peer;
+mod plugins;
+mod ring;
+mod security;
+mod start;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+/// A kernel of a distributed virtual machine; `dvm up` starts them.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Read how to begin from standard input, one line of JSON
+    #[arg(long, value_name = "-", value_parser = ["-"])]
+    bootstrap: String,
+    /// Be the kernel itself: set by the first process for the second
+    #[arg(long, hide = true)]
+    session: bool,
+}
+
+fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|word| word == "plugin-host") {
+        return plugins::child::main();
+    }
+    let arguments = Arguments::parse();
+    if arguments.session { start::session() } else { start::front() }
+}

@@ -3,21 +3,13 @@
 use crate::exit::usage;
 use crate::table::count;
 use dvm_plugin_api::local::{Failure, FailureCode};
+use dvm_plugin_api::manifest::{self, Manifest};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Largest library, bytes.
 const LIBRARY_MAX: u64 = 1 << 30;
-
-/// What a library says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Manifest {
-    pub(crate) name: String,
-    pub(crate) version: String,
-    /// `json`, `msgpack` or `bytes`.
-    pub(crate) payload: String,
-}
 
 /// A library that passed all checks that can be made without running it.
 #[derive(Clone, Debug)]
@@ -33,27 +25,31 @@ pub(crate) struct Library {
 impl Library {
     /// As `plugin check --json` prints it.
     pub(crate) fn report(&self) -> Value {
-        let Manifest { name, version, payload } = &self.manifest;
+        let Manifest { name, version, abi, payload, capabilities } = &self.manifest;
         json!({
             "ok": true,
             "file": self.path,
             "name": name,
             "version": version,
+            "abi": abi,
             "payload": payload,
+            "capabilities": capabilities,
             "hash": self.hash,
             "size": self.bytes.len(),
+            "needed": manifest::needed(&self.bytes),
             "warnings": self.warnings,
         })
     }
 
     pub(crate) fn text(&self) -> String {
-        let Manifest { name, version, payload } = &self.manifest;
+        let Manifest { name, version, abi, payload, .. } = &self.manifest;
         let mut text = format!(
-            "{name} {version}, payload {payload}\n{} ({} bytes)\nhash {}",
+            "{name} {version}, ABI {abi}, payload {payload}\n{} ({} bytes)\nhash {}",
             self.path.display(),
             self.bytes.len(),
             self.hash
         );
+        text.push_str(&format!("\nneeds {}", manifest::needed(&self.bytes).join(", ")));
         for warning in &self.warnings {
             text.push_str(&format!("\nwarning: {warning}"));
         }
@@ -104,19 +100,14 @@ pub(crate) fn read(path: &Path) -> Result<Library, Failure> {
         return Err(usage(format!("{} is no library", path.display())));
     }
     let bytes = fs::read(path).map_err(unreadable)?;
-    let manifest = manifest(path, &bytes)?;
+    let manifest = manifest::read(&bytes).map_err(|error| {
+        Failure::new(FailureCode::Failure, format!("{} is no plug-in that loads here", path.display()))
+            .cause(format!("{} ({})", error, error.code()))
+    })?;
     let hash = blake3::hash(&bytes).to_hex().to_string();
-    Ok(Library { path: path.into(), bytes, hash, manifest, warnings: Vec::new() })
-}
-
-fn manifest(path: &Path, bytes: &[u8]) -> Result<Manifest, Failure> {
-    if !bytes.starts_with(b"\x7fELF") {
-        return Err(Failure::new(FailureCode::Failure, format!("{} is no plug-in", path.display()))
-            .cause("it is no ELF file")
-            .hint("a plug-in is a shared library: build it with crate-type `cdylib`, or cc -shared"));
+    let mut warnings = Vec::new();
+    if !manifest.can("snapshot") {
+        warnings.push("it has no snapshot: a member that joins later starts with no state".into());
     }
-    // WAITS for the manifest reader of plugin-api's `host` feature.
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    let name = stem.strip_prefix("lib").unwrap_or(stem);
-    Ok(Manifest { name: name.into(), version: "0.1.0".into(), payload: "msgpack".into() })
+    Ok(Library { path: path.into(), bytes, hash, manifest, warnings })
 }

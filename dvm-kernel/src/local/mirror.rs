@@ -1,0 +1,209 @@
+//! The tail of the history as clients read it: events and entries, numbered in the order this kernel tells them.
+
+use super::documents::{self, Place};
+use dvm_core::Delivery;
+use dvm_core::ids::{HistoryIndex, ViewId};
+use dvm_core::state::{Content, Entry, Event};
+use dvm_plugin_api::local::EventDoc;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Something subscribers are told.
+#[derive(Clone, Debug)]
+pub(crate) enum Item {
+    /// An event of the history.
+    Event(Arc<Event>),
+    /// What has no place in it.
+    Note(Rc<EventDoc>),
+}
+
+/// The tail.
+#[derive(Debug, Default)]
+pub(crate) struct Mirror {
+    items: VecDeque<Item>,
+    /// Number of the first item.
+    first: u64,
+    /// All events after this index are kept.
+    low: HistoryIndex,
+    entries: VecDeque<Arc<Entry>>,
+    entry_bytes: u64,
+    /// Views of this branch and the index of each one's entry.
+    ancestry: Vec<(ViewId, HistoryIndex)>,
+    /// Last index told.
+    index: HistoryIndex,
+    /// One more each time another history took this one's place.
+    generation: u64,
+}
+
+/// Where a reader stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reader {
+    /// Number of the next item.
+    next: u64,
+    /// Only events after this index.
+    after: HistoryIndex,
+    generation: u64,
+    /// The last event read.
+    last: Option<Place>,
+}
+
+/// What a reader finds.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// What comes next, at least one.
+    Items(Vec<Item>),
+    /// What it wanted is no longer kept; it goes on after this index.
+    Overflow(HistoryIndex),
+    /// The branch it read is no longer this kernel's; it goes on after this index.
+    OtherBranch(HistoryIndex),
+    /// Nothing new.
+    Nothing,
+}
+
+impl Mirror {
+    /// An entry took effect.
+    pub(crate) fn push(&mut self, delivery: &Delivery, entries_max: u64, bytes_max: u64) {
+        let entry = &delivery.entry;
+        if let Content::View(proposal) = &entry.content {
+            self.ancestry.push((proposal.view.id, entry.index));
+        }
+        self.entry_bytes += size(entry);
+        self.entries.push_back(entry.clone());
+        while self.entries.len() as u64 > entries_max || self.entry_bytes > bytes_max {
+            let Some(first) = self.entries.pop_front() else { break };
+            self.entry_bytes -= size(&first);
+        }
+        self.items.extend(delivery.events.iter().map(|event| Item::Event(Arc::new(event.clone()))));
+        while self.items.len() as u64 > entries_max {
+            if let Some(Item::Event(event)) = self.items.pop_front() {
+                self.low = event.index;
+            }
+            self.first += 1;
+        }
+        self.index = entry.index;
+    }
+
+    /// Tells something without a place in the history.
+    pub(crate) fn note(&mut self, note: EventDoc) {
+        self.items.push_back(Item::Note(Rc::new(note)));
+    }
+
+    /// Another history takes this one's place.
+    pub(crate) fn reset(
+        &mut self,
+        index: HistoryIndex,
+        ancestry: Vec<(ViewId, HistoryIndex)>,
+        events: Vec<Arc<Event>>,
+        entries: Vec<Arc<Entry>>,
+    ) {
+        self.first += self.items.len() as u64;
+        self.low = events.first().map_or(index, |event| HistoryIndex(event.index.0 - 1));
+        self.items = events.into_iter().map(Item::Event).collect();
+        self.entry_bytes = entries.iter().map(|entry| size(entry)).sum();
+        self.entries = entries.into();
+        (self.ancestry, self.index) = (ancestry, index);
+        self.generation += 1;
+    }
+
+    /// Kept entries, oldest first.
+    pub(crate) fn entries(&self) -> impl DoubleEndedIterator<Item = &Arc<Entry>> {
+        self.entries.iter()
+    }
+
+    /// Last index told.
+    pub(crate) fn index(&self) -> HistoryIndex {
+        self.index
+    }
+
+    /// See [`Mirror::reset`].
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Entries in `(after, through]`, if all of them are kept.
+    pub(crate) fn span(&self, after: HistoryIndex, through: HistoryIndex) -> Option<Vec<Arc<Entry>>> {
+        let within = self.entries.iter().rev().take_while(|entry| entry.index > after);
+        let mut span: Vec<_> = within.filter(|entry| entry.index <= through).cloned().collect();
+        span.reverse();
+        let whole = span.first().map_or(after == through, |first| first.first.0 == after.0 + 1);
+        whole.then_some(span)
+    }
+
+    /// A reader of what comes next.
+    pub(crate) fn read_now(&self) -> Reader {
+        let next = self.first + self.items.len() as u64;
+        Reader { next, after: self.index, generation: self.generation, last: None }
+    }
+
+    /// A reader of all that is kept.
+    pub(crate) fn read_all(&self) -> Reader {
+        Reader { next: self.first, after: HistoryIndex(0), generation: self.generation, last: None }
+    }
+
+    /// A reader of what comes after an index.
+    pub(crate) fn read_after(&self, after: HistoryIndex) -> Reader {
+        Reader { after, ..self.read_all() }
+    }
+
+    /// A reader that goes on after a place.
+    pub(crate) fn read_from(&self, place: Place) -> Reader {
+        // A generation that never is, so that the place's branch is looked at first.
+        Reader { next: self.first, after: place.index, generation: u64::MAX, last: Some(place) }
+    }
+
+    /// What a reader finds, at most `max` items.
+    pub(crate) fn read(&self, reader: &mut Reader, max: usize) -> Found {
+        if reader.generation != self.generation {
+            reader.generation = self.generation;
+            reader.next = self.first;
+            if reader.last.is_some_and(|last| !self.has(last)) {
+                reader.after = reader.after.max(self.index);
+                reader.last = None;
+                return Found::OtherBranch(reader.after);
+            }
+        }
+        if reader.after < self.low && reader.last.is_none() && reader.after.0 > 0
+            || reader.last.is_some_and(|last| last.index < self.low) && reader.next <= self.first
+        {
+            reader.after = self.low;
+            reader.last = None;
+            reader.next = self.first;
+            return Found::Overflow(self.low);
+        }
+        reader.next = reader.next.max(self.first);
+        let mut found = Vec::new();
+        while found.len() < max {
+            let Some(item) = self.items.get((reader.next - self.first) as usize) else { break };
+            reader.next += 1;
+            match item {
+                Item::Event(event) if event.index <= reader.after => continue,
+                Item::Event(event) => {
+                    reader.after = event.index;
+                    reader.last = Some(documents::place(event));
+                }
+                Item::Note(_) => {}
+            }
+            found.push(item.clone());
+        }
+        if found.is_empty() { Found::Nothing } else { Found::Items(found) }
+    }
+
+    /// Whether a place lies on this branch, as far as is still known.
+    fn has(&self, place: Place) -> bool {
+        let Some((oldest, _)) = self.ancestry.first() else { return true };
+        let newest = self.ancestry.last().map_or(place.view.epoch, |(view, _)| view.epoch);
+        if place.view.epoch < oldest.epoch || place.view.epoch > newest {
+            return true;
+        }
+        let Some(at) = self.ancestry.iter().position(|(view, _)| *view == place.view) else { return false };
+        self.ancestry.get(at + 1).is_none_or(|(_, next)| place.index <= *next)
+    }
+}
+
+fn size(entry: &Entry) -> u64 {
+    96 + match &entry.content {
+        Content::Change { body, .. } => body.len() as u64,
+        Content::View(proposal) => 256 * proposal.view.members.len() as u64,
+    }
+}

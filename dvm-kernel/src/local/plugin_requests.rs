@@ -1,0 +1,326 @@
+//! Requests about plug-ins: libraries, agreed changes, commands and queries.
+
+use super::Server;
+use super::changes::strange;
+use super::documents;
+use super::requests::Ask;
+use crate::peer::BlobError;
+use crate::plugins::{ReplyError, ToPlugins, from_json};
+use crate::security::ticket::unhex;
+use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId, is_name};
+use dvm_core::state::{
+    Applied, Change, ConfigEdit, InstanceState, Mode, Payload, Placement, PluginSpec, Require, RestartPolicy,
+    State, Transaction, TransactionKind,
+};
+use dvm_plugin_api::local::{
+    Answer, Failure, FailureCode, Load, Receipt, Request, ToClient, ToKernel, TransactionDoc,
+    TransactionKind as Asked, decode, encode,
+};
+use serde_json::Value;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::timeout_at;
+
+/// How long another member may take to answer for us.
+const RELAY: Duration = Duration::from_secs(60);
+
+/// What a plug-in says: its reply or its own error.
+type Said = Result<Value, String>;
+
+impl Server {
+    pub(super) fn put_blob(
+        &self,
+        hash: &str,
+        size: u64,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<Answer, Failure> {
+        let hash = parse_hash(hash)?;
+        self.peers.blobs().put(hash, size, offset, data).map_err(|error| {
+            let code = match &error {
+                BlobError::TooLarge { .. } => FailureCode::Usage,
+                // The parts before it went to a kernel that is gone.
+                BlobError::Gap { .. } => FailureCode::NotFound,
+                BlobError::Hash { .. } => FailureCode::Failure,
+            };
+            Failure::new(code, error.to_string())
+        })?;
+        Ok(Answer::Done { receipt: None, held: None })
+    }
+
+    pub(super) async fn transact(
+        &self,
+        ask: &Ask,
+        kind: Asked,
+        require: Option<String>,
+        dry_run: bool,
+    ) -> Result<Answer, Failure> {
+        let require = parse_require(require.as_deref().unwrap_or("all"))?;
+        let kind = match kind {
+            Asked::Load(load) => TransactionKind::Load(Box::new(self.spec(*load)?)),
+            Asked::Unload { plugin } => TransactionKind::Unload { plugin },
+            Asked::Configure { plugin, replace, keys } => {
+                let keys = keys.into_iter().map(|(key, value)| (key, value.map(|value| value.to_string())));
+                TransactionKind::Configure { plugin, edit: ConfigEdit { replace, keys: keys.collect() } }
+            }
+        };
+        self.serial.set(self.serial.get() + 1);
+        let originator = self.identity.borrow().id;
+        let id = TransactionId { originator, serial: self.serial.get() };
+        let change = Change::Transaction(Box::new(Transaction { id, kind, require, dry_run }));
+        let changed = match ask.deadline {
+            None => self.change(ask, change).await,
+            Some(deadline) => timeout_at(deadline, self.change(ask, change)).await.unwrap_or_else(|_| {
+                Err(Failure::new(FailureCode::Unknown, format!("transaction {id} has not ended in time"))
+                    .hint(format!("`dvm history --transaction {id}` shows its end")))
+            }),
+        };
+        let (receipt, applied) = changed?;
+        let Applied::Ended { transaction, committed, dry_run, require, results } = applied else {
+            return self.ordered_before(applied, receipt, require, dry_run).await;
+        };
+        Ok(Answer::Transaction(Box::new(TransactionDoc {
+            transaction: transaction.to_string(),
+            outcome: if committed { "committed" } else { "rejected" }.into(),
+            dry_run,
+            require: documents::require(require),
+            receipt,
+            results: documents::results(&results),
+        })))
+    }
+
+    /// A repeat of a request whose transaction was ordered before, through whichever member: how it ended is in the
+    /// history.
+    async fn ordered_before(
+        &self,
+        applied: Applied,
+        receipt: Receipt,
+        require: Require,
+        dry_run: bool,
+    ) -> Result<Answer, Failure> {
+        let Applied::Ordered(id) = applied else { return Err(strange(&applied)) };
+        let state = self.in_state(State::clone).await?;
+        let outcome = self.mirror.borrow().entries().rev().find_map(|entry| {
+            let entry = documents::entry(entry, &state);
+            (entry.kind == "outcome" && entry.transaction == Some(id.to_string())).then_some(entry)
+        });
+        let word = match &outcome {
+            Some(entry) if entry.detail["committed"] == true => "committed",
+            Some(_) => "rejected",
+            None => "unknown",
+        };
+        let results = outcome.and_then(|entry| serde_json::from_value(entry.detail["results"].clone()).ok());
+        Ok(Answer::Transaction(Box::new(TransactionDoc {
+            transaction: id.to_string(),
+            outcome: word.into(),
+            dry_run,
+            require: documents::require(require),
+            receipt,
+            results: results.unwrap_or_default(),
+        })))
+    }
+
+    fn spec(&self, load: Load) -> Result<PluginSpec, Failure> {
+        let usage = |text: String| Failure::new(FailureCode::Usage, text);
+        if !is_name(&load.name) {
+            return Err(usage(format!(
+                "`{}` cannot be a plug-in's name: it begins with a letter, and letters, digits, `-`, `_`, `.` follow",
+                load.name
+            )));
+        }
+        let not_yet = |what: &str| {
+            Failure::new(FailureCode::Failure, format!("{what} is not available in this version"))
+        };
+        let mode = match load.mode.as_str() {
+            "parallel" => Mode::Parallel,
+            "hot" | "warm" | "single" => return Err(not_yet(&format!("mode {}", load.mode))),
+            mode => return Err(usage(format!("`{mode}` is no mode"))),
+        };
+        let placement = match load.placement.as_str() {
+            "process" => Placement::Process,
+            "kernel" => return Err(not_yet("placement kernel")),
+            placement => return Err(usage(format!("`{placement}` is no placement"))),
+        };
+        let payload = match load.payload.as_str() {
+            "json" => Payload::Json,
+            "msgpack" => Payload::Msgpack,
+            "bytes" => Payload::Bytes,
+            payload => return Err(usage(format!("`{payload}` is no payload format"))),
+        };
+        let hash = parse_hash(&load.hash)?;
+        if self.peers.blobs().get(&hash).is_none() {
+            return Err(Failure::new(FailureCode::NotFound, "this kernel does not have the library")
+                .hint("send it again"));
+        }
+        Ok(PluginSpec {
+            name: load.name,
+            version: load.version,
+            hash,
+            size: load.size,
+            mode,
+            placement,
+            payload,
+            config: load.config.into_iter().map(|(key, value)| (key, value.to_string())).collect(),
+            restart: RestartPolicy { times: load.restart_times, window_ms: load.restart_window_ms },
+            deadline_ms: load.deadline_ms,
+            stateless: load.stateless,
+        })
+    }
+
+    pub(super) async fn call(
+        self: &Rc<Self>,
+        ask: &Ask,
+        plugin: String,
+        command: Value,
+    ) -> Result<Answer, Failure> {
+        let payload = from_json(self.payload_of(&plugin).await?, &command)
+            .map_err(|error| Failure::new(FailureCode::Usage, error))?;
+        let change = Change::Command { plugin: plugin.clone(), payload };
+        let (receipt, applied) = self.change(ask, change).await?;
+        let Applied::Command = applied else { return Err(strange(&applied)) };
+        let index = HistoryIndex(receipt.index);
+        let own = self.own_reply(plugin.clone(), index).await;
+        let (reply, member) = match own {
+            Ok(said) => (said, self.identity.borrow().name.clone()),
+            Err(error) => self.reply_elsewhere(ask, plugin, index, error).await?,
+        };
+        Ok(Answer::Reply { reply, receipt: Some(receipt), member })
+    }
+
+    /// The reply of this kernel's own instance to a command.
+    pub(crate) async fn own_reply(
+        self: &Rc<Self>,
+        plugin: Name,
+        index: HistoryIndex,
+    ) -> Result<Said, ReplyError> {
+        self.catch_up();
+        let (answer, answered) = oneshot::channel();
+        let asked = plugin.clone();
+        self.tell_plugins(ToPlugins::Reply { plugin, index, answer });
+        let gone = ReplyError::NotRunning { plugin: asked, why: "the manager of plug-ins has ended".into() };
+        answered.await.unwrap_or(Err(gone))
+    }
+
+    /// The reply of another member's instance: of a parallel plug-in all reply the same.
+    async fn reply_elsewhere(
+        &self,
+        ask: &Ask,
+        plugin: Name,
+        index: HistoryIndex,
+        own: ReplyError,
+    ) -> Result<(Said, Name), Failure> {
+        for (member, name) in self.running_elsewhere(&plugin).await? {
+            let limit = ask.left(RELAY);
+            match self.peers.plugin_reply(member, plugin.clone(), index, limit).await {
+                Ok(Some(Ok(text))) => {
+                    return Ok((Ok(serde_json::from_str(&text).unwrap_or(Value::Null)), name));
+                }
+                Ok(Some(Err(error))) => return Ok((Err(error), name)),
+                Ok(None) => {}
+                Err(error) => tracing::info!(peer = %member, %error, "no reply from there"),
+            }
+        }
+        Err(Failure::new(
+            FailureCode::Failure,
+            format!("the command took effect at index {index}; no reply is there"),
+        )
+        .cause(own.to_string())
+        .hint("see `dvm plugins`"))
+    }
+
+    pub(super) async fn query(
+        self: &Rc<Self>,
+        ask: &Ask,
+        plugin: String,
+        command: Value,
+        fresh: bool,
+    ) -> Result<Answer, Failure> {
+        self.payload_of(&plugin).await?;
+        if fresh {
+            let unstamped = Ask { stamp: None, ..*ask };
+            self.change(&unstamped, Change::Noop).await?;
+        }
+        self.catch_up();
+        let (answer, answered) = oneshot::channel();
+        self.tell_plugins(ToPlugins::Query { plugin: plugin.clone(), command: command.clone(), answer });
+        let own = match answered.await {
+            Ok(Ok(reply)) => {
+                let member = self.identity.borrow().name.clone();
+                return Ok(Answer::Reply { reply, receipt: None, member });
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the manager of plug-ins has ended".to_owned(),
+        };
+        if !ask.relayed {
+            for (member, _) in self.running_elsewhere(&plugin).await? {
+                let limit = ask.left(RELAY);
+                let request =
+                    Request::Call { plugin: plugin.clone(), command: command.clone(), query: true, fresh };
+                let timeout_ms = Some(limit.as_millis() as u64);
+                let message = encode(&ToKernel { id: 1, stamp: None, timeout_ms, request });
+                let relayed = self.peers.relay(member, message, limit).await;
+                if let Ok(Ok(ToClient { answer: Ok(answer), .. })) = relayed.map(|bytes| decode(&bytes)) {
+                    return Ok(answer);
+                }
+            }
+        }
+        Err(Failure::new(FailureCode::Failure, format!("no instance of `{plugin}` answers")).cause(own))
+    }
+
+    async fn payload_of(&self, plugin: &str) -> Result<Payload, Failure> {
+        let wanted = plugin.to_owned();
+        let payload = self.in_state(move |state| state.plugins.get(&wanted).map(|p| p.spec.payload)).await?;
+        payload.ok_or_else(|| {
+            Failure::new(FailureCode::NotFound, format!("no plug-in is called {plugin}"))
+                .hint("see `dvm plugins`")
+        })
+    }
+
+    /// Other members with a running instance.
+    async fn running_elsewhere(&self, plugin: &str) -> Result<Vec<(MemberId, Name)>, Failure> {
+        let (wanted, me) = (plugin.to_owned(), self.identity.borrow().id);
+        self.in_state(move |state| {
+            let instances =
+                state.plugins.get(&wanted).map(|plugin| plugin.instances.clone()).unwrap_or_default();
+            let running = instances
+                .into_iter()
+                .filter(|(member, instance)| *member != me && instance.state == InstanceState::Running);
+            running.map(|(member, _)| (member, state.name_of(member))).collect()
+        })
+        .await
+    }
+}
+
+fn parse_hash(text: &str) -> Result<[u8; 32], Failure> {
+    unhex(text)
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| Failure::new(FailureCode::Usage, format!("`{text}` is no BLAKE3 hash")))
+}
+
+fn parse_require(text: &str) -> Result<Require, Failure> {
+    let at_least = || text.strip_prefix("at-least:")?.parse().ok().filter(|k| *k > 0).map(Require::AtLeast);
+    match text {
+        "all" => Ok(Require::All),
+        "majority" => Ok(Require::Majority),
+        "any" => Ok(Require::Any),
+        _ => at_least().ok_or_else(|| {
+            let text = format!("`{text}` is no rule: all, majority, at-least:K or any");
+            Failure::new(FailureCode::Usage, text)
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules() {
+        assert_eq!(parse_require("all").ok(), Some(Require::All));
+        assert_eq!(parse_require("at-least:3").ok(), Some(Require::AtLeast(3)));
+        for bad in ["", "at-least:", "at-least:0", "most", "at-least:-1"] {
+            assert!(parse_require(bad).is_err(), "{bad}");
+        }
+    }
+}

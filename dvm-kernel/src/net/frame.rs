@@ -1,0 +1,189 @@
+//! Frames between kernels: a length (`u32`, little endian) and that many bytes of postcard.
+//!
+//! Postcard writes no field names and reads back what the same build wrote; kernels of another wire version are refused
+//! in the [preamble](super::hello). A length is checked before anything is allocated, and memory grows with the bytes
+//! that have come, never with the length that was announced.
+
+use postcard::ser_flavors::Flavor;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Largest frame of a ring link, bytes: a body of `inline_max` (at most 1 MiB) or the results of a large view.
+pub(crate) const RING_FRAME_MAX: usize = 4 << 20;
+
+/// Largest frame of a control connection, bytes: the bodies that a flush fills in.
+pub(crate) const CONTROL_FRAME_MAX: usize = 64 << 20;
+
+/// Largest first frame, bytes.
+pub(crate) const HELLO_MAX: usize = 4 << 10;
+
+/// What the far end sent is no frame.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FrameError {
+    /// It is longer than any frame may be.
+    #[error("a frame of {length} bytes, where at most {max} are allowed")]
+    TooLong {
+        /// As announced.
+        length: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// It does not decode.
+    #[error("a frame that does not decode: {0}")]
+    Garbage(#[from] postcard::Error),
+}
+
+impl From<FrameError> for io::Error {
+    fn from(error: FrameError) -> Self {
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
+/// Appends a frame to a queue of bytes.
+pub(crate) fn encode<T: Serialize>(message: &T, queue: &mut Vec<u8>) {
+    let start = queue.len();
+    queue.extend_from_slice(&[0; 4]);
+    postcard::serialize_with_flavor(message, Append(queue)).expect("messages are plain data");
+    let length = u32::try_from(queue.len() - start - 4).expect("messages are below 4 GiB");
+    queue[start..start + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+/// Bytes that came and are not decoded yet.
+#[derive(Debug)]
+pub(crate) struct Received {
+    bytes: Vec<u8>,
+    /// Where the first frame that was not taken begins.
+    at: usize,
+    max: usize,
+}
+
+impl Received {
+    /// Nothing yet; frames of at most `max` bytes.
+    pub(crate) fn new(max: usize) -> Self {
+        Self { bytes: Vec::new(), at: 0, max }
+    }
+
+    /// Where further bytes go.
+    pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
+        if self.at == self.bytes.len() {
+            self.bytes.clear();
+            self.at = 0;
+        } else if self.at > 64 << 10 {
+            self.bytes.drain(..self.at);
+            self.at = 0;
+        }
+        &mut self.bytes
+    }
+
+    /// The next whole frame, if there is one.
+    pub(crate) fn take<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+        let Some((length, rest)) = self.bytes[self.at..].split_first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_le_bytes(*length) as usize;
+        if length > self.max {
+            return Err(FrameError::TooLong { length, max: self.max });
+        }
+        let Some(body) = rest.get(..length) else { return Ok(None) };
+        let message = postcard::from_bytes(body)?;
+        self.at += 4 + length;
+        Ok(Some(message))
+    }
+}
+
+/// Writes one frame.
+pub(crate) async fn write<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    encode(message, &mut bytes);
+    to.write_all(&bytes).await?;
+    to.flush().await
+}
+
+/// Reads one frame and not a byte more.
+pub(crate) async fn read<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+    max: usize,
+) -> io::Result<T> {
+    let length = from.read_u32_le().await? as usize;
+    if length > max {
+        return Err(FrameError::TooLong { length, max }.into());
+    }
+    let mut body = Vec::new();
+    from.take(length as u64).read_to_end(&mut body).await?;
+    if body.len() < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    postcard::from_bytes(&body).map_err(|error| FrameError::Garbage(error).into())
+}
+
+/// Postcard straight into the queue.
+struct Append<'a>(&'a mut Vec<u8>);
+
+impl Flavor for Append<'_> {
+    type Output = ();
+
+    fn try_extend(&mut self, data: &[u8]) -> postcard::Result<()> {
+        self.0.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn try_push(&mut self, data: u8) -> postcard::Result<()> {
+        self.0.push(data);
+        Ok(())
+    }
+
+    fn finalize(self) -> postcard::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use dvm_core::ids::{Lamport, Rank};
+    use dvm_core::wire::{Data, Ring};
+
+    fn data(length: usize) -> Ring {
+        let body = Bytes::from(vec![7; length]);
+        Ring::Data(Data { origin: Rank(1), oseq: 300, lnum: Lamport(u64::MAX), hops: 2, body })
+    }
+
+    #[test]
+    fn frames_come_out_as_they_went_in_however_they_are_cut() {
+        let messages = [data(0), data(1), data(70_000), Ring::Stable(vec![(Rank(3), 9)])];
+        let mut queue = Vec::new();
+        messages.iter().for_each(|message| encode(message, &mut queue));
+        for cut in [1, 3, 4_096, queue.len()] {
+            let mut received = Received::new(RING_FRAME_MAX);
+            let mut came = Vec::new();
+            for part in queue.chunks(cut) {
+                received.tail().extend_from_slice(part);
+                while let Some(message) = received.take::<Ring>().expect("frames") {
+                    came.push(message);
+                }
+            }
+            assert_eq!(came, messages);
+        }
+    }
+
+    #[test]
+    fn a_length_is_refused_before_its_bytes_come() {
+        let mut received = Received::new(100);
+        received.tail().extend_from_slice(&101u32.to_le_bytes());
+        assert!(matches!(received.take::<Ring>(), Err(FrameError::TooLong { length: 101, max: 100 })));
+    }
+
+    #[test]
+    fn garbage_is_refused_and_never_panics() {
+        let mut seed = dvm_core::Prng::new(1);
+        for _ in 0..20_000 {
+            let length = seed.below(64) as usize;
+            let mut received = Received::new(100);
+            received.tail().extend_from_slice(&(length as u32).to_le_bytes());
+            received.tail().extend((0..length).map(|_| seed.next_u64() as u8));
+            // Whether it decodes is chance; that it ends is not.
+            let _ = received.take::<dvm_core::wire::Control>();
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Questions between kernels, on bulk connections, off the ring's thread.
+//!
+//! A connection carries one question and its answer; bytes in bulk follow the frame that announces them, in parts, so
+//! that nothing is allocated on the word of the far end. Nothing here changes the replicated state.
+
+mod ask;
+mod blobs;
+mod serve;
+
+pub(crate) use ask::Peers;
+pub(crate) use blobs::{BlobError, Blobs};
+pub(crate) use serve::serve;
+
+use dvm_core::ids::{HistoryIndex, Name};
+use serde::{Deserialize, Serialize};
+use std::io;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Largest question or answer, bytes; what is larger follows in parts.
+const FRAME_MAX: usize = 5 << 20;
+
+/// Bytes of one part.
+const PART: usize = 256 << 10;
+
+/// Largest state copy, bytes.
+const SNAPSHOT_MAX: u64 = 1 << 30;
+
+/// Largest library or snapshot of a plug-in, bytes.
+pub(crate) const BLOB_MAX: u64 = 1 << 30;
+
+/// What one kernel asks another.
+#[derive(Debug, Serialize, Deserialize)]
+enum Question {
+    /// Here is the state you asked to join with. Its bytes follow.
+    Snapshot {
+        /// How many.
+        size: u64,
+    },
+    /// The library with this hash.
+    Blob {
+        /// BLAKE3.
+        hash: [u8; 32],
+    },
+    /// A snapshot of your instance of a plug-in.
+    PluginSnapshot {
+        /// The plug-in.
+        plugin: Name,
+        /// The entry that loaded it.
+        since: HistoryIndex,
+        /// It contains everything up to here.
+        at_least: HistoryIndex,
+    },
+    /// Copy your state; I will say through which index to bring it, and then want its hashes.
+    Verify,
+    /// The reply of your instance of a plug-in to the command at an index.
+    PluginReply {
+        /// The plug-in.
+        plugin: Name,
+        /// The command's.
+        index: HistoryIndex,
+    },
+    /// Answer this for a client of mine (`ToKernel`, as the local protocol encodes it).
+    Relay(#[serde(with = "as_bytes")] Vec<u8>),
+}
+
+/// How it answers.
+#[derive(Debug, Serialize, Deserialize)]
+enum Reply {
+    /// So many bytes follow.
+    Bytes(u64),
+    /// It has none of that.
+    None,
+    /// The state is copied, as of this index. [`Through`] is expected.
+    Copied(HistoryIndex),
+    /// Hashes of history and state at the asked index; nothing if it cannot be brought there.
+    Hashes(Option<([u8; 32], [u8; 32])>),
+    /// An instance's reply as JSON text, or its own error; nothing if there is none.
+    Plugin(Option<Result<String, String>>),
+    /// A `ToClient`, as the local protocol encodes it.
+    Relayed(#[serde(with = "as_bytes")] Vec<u8>),
+}
+
+/// See [`Reply::Copied`].
+#[derive(Debug, Serialize, Deserialize)]
+struct Through(HistoryIndex);
+
+/// Writes bytes in parts; others have their turn in between.
+async fn write_bytes(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
+    for part in bytes.chunks(PART) {
+        to.write_all(part).await?;
+        tokio::task::yield_now().await;
+    }
+    to.flush().await
+}
+
+/// Reads `size` bytes, at most `max`.
+async fn read_bytes(from: &mut (impl AsyncRead + Unpin), size: u64, max: u64) -> io::Result<Vec<u8>> {
+    if size > max {
+        let text = format!("{size} bytes are announced, where at most {max} are allowed");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    let mut bytes = Vec::new();
+    let mut from = from.take(size);
+    while (bytes.len() as u64) < size {
+        bytes.reserve(PART.min((size - bytes.len() as u64) as usize));
+        if from.read_buf(&mut bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(bytes)
+}
+
+/// Bytes as bytes, not as a sequence of numbers.
+mod as_bytes {
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        Bytes::deserialize(deserializer).map(Vec::from)
+    }
+}

@@ -1,0 +1,143 @@
+//! Answering other kernels, and kernels with a ticket.
+
+use super::{BLOB_MAX, FRAME_MAX, Question, Reply, SNAPSHOT_MAX, Through, read_bytes, write_bytes};
+use crate::local::Server;
+use crate::net::frame::{self, HELLO_MAX};
+use crate::net::hello::{Admittance, Hello, Knock, Lane};
+use crate::net::{self, Shared};
+use crate::plugins::ToPlugins;
+use crate::security::ticket::hex;
+use dvm_core::ids::MemberId;
+use dvm_core::{Input, Phase};
+use std::io;
+use std::net::TcpStream as StdStream;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+
+/// How long a peer may take to say what it wants.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(120);
+
+/// Serves one connection.
+pub(crate) async fn serve(server: Rc<Server>, lane: Lane, stream: StdStream) {
+    let served = async {
+        let stream = TcpStream::from_std(stream)?;
+        match lane {
+            Lane::Ticket => admit(&server, stream).await,
+            _ => answer(&server, stream).await,
+        }
+    };
+    match timeout(ANSWER, served).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::info!(%error, "a bulk connection failed"),
+        Err(_) => tracing::info!("a bulk connection took too long"),
+    }
+}
+
+/// Gives the key to a kernel whose ticket is good.
+async fn admit(server: &Server, stream: TcpStream) -> io::Result<()> {
+    let tls = server.shared.vault.tls();
+    let shake = async {
+        let mut stream = tls.ticket_acceptor.accept(stream).await?;
+        let knock: Knock = frame::read(&mut stream, HELLO_MAX).await?;
+        Ok::<_, io::Error>((stream, knock))
+    };
+    let (mut stream, knock) = timeout(HANDSHAKE, shake).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    let admittance = match server.use_ticket(knock.dvm, &knock.secret).await {
+        Ok((contact, config)) => {
+            let key = *server.shared.vault.key().bytes();
+            Admittance::Welcome { name: server.dvm.clone(), key, contact: Box::new(contact), config }
+        }
+        Err(reason) => {
+            tracing::warn!(reason, "a ticket was refused");
+            Admittance::Refused { reason }
+        }
+    };
+    frame::write(&mut stream, &admittance).await?;
+    stream.shutdown().await
+}
+
+async fn answer(server: &Rc<Server>, stream: TcpStream) -> io::Result<()> {
+    let shared = &server.shared;
+    let shake = timeout(HANDSHAKE, introduce(shared, stream));
+    let Some((mut stream, from)) = shake.await.map_err(|_| io::ErrorKind::TimedOut)?? else { return Ok(()) };
+    let question = timeout(HANDSHAKE, frame::read(&mut stream, FRAME_MAX));
+    let reply = match question.await.map_err(|_| io::ErrorKind::TimedOut)?? {
+        Question::Snapshot { size } => return take_snapshot(server, from, &mut stream, size).await,
+        Question::Blob { hash } => {
+            let Some(bytes) = server.peers.blobs().get(&hash) else {
+                return frame::write(&mut stream, &Reply::None).await;
+            };
+            tracing::debug!(peer = %from, hash = hex(&hash), "library sent");
+            return send_bytes(&mut stream, &bytes).await;
+        }
+        Question::PluginSnapshot { plugin, since, at_least } => {
+            let (answer, answered) = oneshot::channel();
+            server.tell_plugins(ToPlugins::Snapshot { plugin, since, at_least, answer });
+            return match answered.await.ok().flatten().filter(|bytes| bytes.len() as u64 <= BLOB_MAX) {
+                Some(bytes) => send_bytes(&mut stream, &bytes).await,
+                None => frame::write(&mut stream, &Reply::None).await,
+            };
+        }
+        Question::PluginReply { plugin, index } => {
+            let reply = server.own_reply(plugin, index).await.ok();
+            Reply::Plugin(reply.map(|reply| reply.map(|value| value.to_string())))
+        }
+        Question::Verify => {
+            let Some(state) = server.copy_state().await else {
+                return frame::write(&mut stream, &Reply::None).await;
+            };
+            frame::write(&mut stream, &Reply::Copied(state.index)).await?;
+            let Through(index) = frame::read(&mut stream, HELLO_MAX).await?;
+            Reply::Hashes(server.hashes_at(state, index).await)
+        }
+        Question::Relay(message) => Reply::Relayed(server.answer_relayed(&message).await),
+    };
+    frame::write(&mut stream, &reply).await?;
+    stream.shutdown().await
+}
+
+/// The handshake and who it is; nothing for one that a cut must not hear.
+async fn introduce(
+    shared: &Shared,
+    stream: TcpStream,
+) -> io::Result<Option<(TlsStream<TcpStream>, MemberId)>> {
+    let tls = shared.vault.tls();
+    let mut stream = tls.acceptor.accept(stream).await?;
+    let hello: Hello = frame::read(&mut stream, HELLO_MAX).await?;
+    net::check(&hello, shared.dvm, tls.me, stream.get_ref().1.peer_certificates())?;
+    if shared.cuts.stops_connecting(hello.from, &shared.book) {
+        return Ok(None);
+    }
+    Ok(Some((stream, hello.from)))
+}
+
+async fn take_snapshot(
+    server: &Server,
+    from: MemberId,
+    stream: &mut TlsStream<TcpStream>,
+    size: u64,
+) -> io::Result<()> {
+    if server.feed.phase() == Phase::Normal {
+        return Err(io::Error::other("a state copy came, and this kernel is a member"));
+    }
+    let bytes = read_bytes(stream, size, SNAPSHOT_MAX).await?;
+    let snapshot = postcard::from_bytes(&bytes).map_err(|error| io::Error::other(error.to_string()))?;
+    tracing::info!(peer = %from, bytes = size, "state copy received");
+    // The ring's task has ended: nobody needs the copy.
+    let _ = server.ring.input(Input::Snapshot { from, snapshot: Box::new(snapshot) }).await;
+    stream.shutdown().await
+}
+
+async fn send_bytes(stream: &mut TlsStream<TcpStream>, bytes: &[u8]) -> io::Result<()> {
+    frame::write(stream, &Reply::Bytes(bytes.len() as u64)).await?;
+    write_bytes(stream, bytes).await?;
+    stream.shutdown().await
+}

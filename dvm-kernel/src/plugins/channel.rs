@@ -1,0 +1,122 @@
+//! What a kernel and the child that holds a plug-in say to each other.
+//!
+//! A frame is a length (`u32`, little endian, at most [`FRAME_MAX`]) and that many bytes of MessagePack. The kernel
+//! sends [`ToChild`] without waiting; the child answers each with one [`FromChild`], in order.
+
+use bytes::{Buf, Bytes, BytesMut};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::PathBuf;
+
+/// Largest frame, bytes: a snapshot must fit.
+pub(super) const FRAME_MAX: usize = 512 << 20;
+
+/// To the child. Payloads are in the plug-in's format; `place`, `meta` and events as the plug-in API encodes them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) enum ToChild {
+    /// Load the library: a private copy.
+    Open { library: PathBuf },
+    /// Would this configuration do?
+    Validate { config: Bytes, place: Bytes },
+    /// Start the instance.
+    Start { config: Bytes, place: Bytes },
+    /// Take this state over.
+    Restore(Bytes),
+    /// Its role is that of one among equals.
+    Active,
+    /// Apply a command.
+    Apply { meta: Bytes, command: Bytes },
+    /// Answer a query.
+    Query(Bytes),
+    /// Take a new configuration.
+    Configure(Bytes),
+    /// Something happened.
+    Event(Bytes),
+    /// Members or ranks changed.
+    Place(Bytes),
+    /// Tell the state.
+    Snapshot,
+    /// End the instance, then the process.
+    Stop,
+}
+
+/// The child's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum FromChild {
+    /// Done; with the reply or the state, if there is one.
+    Done(Bytes),
+    /// The plug-in's own error.
+    Own(String),
+    /// The plug-in panicked, now or before.
+    Panic(String),
+    /// The library cannot be loaded.
+    NotLoaded { code: String, reason: String },
+}
+
+/// Appends a frame.
+pub(super) fn put<T: Serialize>(message: &T, to: &mut Vec<u8>) {
+    let start = to.len();
+    to.extend_from_slice(&[0; 4]);
+    rmp_serde::encode::write(to, message).expect("messages are plain data");
+    let length = (to.len() - start - 4) as u32;
+    to[start..start + 4].copy_from_slice(&length.to_le_bytes());
+}
+
+/// A frame by itself.
+pub(super) fn frame<T: Serialize>(message: &T) -> Bytes {
+    let mut bytes = Vec::new();
+    put(message, &mut bytes);
+    bytes.into()
+}
+
+/// Takes the first whole frame out of what was received.
+///
+/// # Errors
+/// `InvalidData` for a length above the bound or bytes that do not decode.
+pub(super) fn take<T: DeserializeOwned>(received: &mut BytesMut) -> io::Result<Option<T>> {
+    let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
+    let Some(length) = received.first_chunk::<4>() else { return Ok(None) };
+    let length = u32::from_le_bytes(*length) as usize;
+    if length > FRAME_MAX {
+        return Err(invalid(format!("a frame of {length} bytes; at most {FRAME_MAX} are allowed")));
+    }
+    if received.len() < 4 + length {
+        return Ok(None);
+    }
+    let message =
+        rmp_serde::from_slice(&received[4..4 + length]).map_err(|error| invalid(error.to_string()))?;
+    received.advance(4 + length);
+    Ok(Some(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_whole_and_in_order_however_they_arrive() {
+        let answers = [
+            FromChild::Done(Bytes::from_static(b"reply")),
+            FromChild::Own("no".into()),
+            FromChild::Done(Bytes::new()),
+        ];
+        let mut sent = Vec::new();
+        answers.iter().for_each(|answer| put(answer, &mut sent));
+        let (mut received, mut got) = (BytesMut::new(), Vec::new());
+        for byte in sent {
+            received.extend_from_slice(&[byte]);
+            got.extend(take::<FromChild>(&mut received).expect("a frame"));
+        }
+        assert_eq!(got, answers);
+        assert!(received.is_empty());
+    }
+
+    #[test]
+    fn a_length_above_the_bound_and_bytes_that_do_not_decode_are_refused() {
+        let mut long = BytesMut::from(&[0xff, 0xff, 0xff, 0xff, 0][..]);
+        assert!(take::<FromChild>(&mut long).is_err());
+        let mut garbage = BytesMut::from(&[2, 0, 0, 0, 0xc1, 0xc1][..]);
+        assert!(take::<FromChild>(&mut garbage).is_err());
+    }
+}

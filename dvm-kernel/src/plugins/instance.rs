@@ -1,0 +1,467 @@
+//! One instance of a plug-in on this member: a task that tells it the history, keeps its replies, and starts it again.
+//!
+//! ```text
+//! Waiting ──begin──► Launching ──► Running ──stop──► Over
+//!                        ▲            │ failure
+//!                        └──restart───┤
+//!                                     └──too many──► Failed ──stop──► Over
+//! ```
+//! A failed instance takes its state from another member, with everything this one had in hand. If no other member has
+//! one that runs, it is made again from the last base of its own, one item at a time where the failure was; what ends
+//! the instance again is left out. All members do so alike, so that a command that kills every instance takes no effect
+//! anywhere and the next one works.
+
+mod serving;
+
+use super::history::{Base, History, Item, Start};
+use super::launch::{Trouble, launch};
+use super::link::Link;
+use super::manager::Shared;
+use super::process::Ending;
+use super::replies::{Replies, Reply, Tail};
+use super::{FromPlugins, Peers, ReplyError, payload};
+use bytes::Bytes;
+use dvm_core::ids::{HistoryIndex, MemberId};
+use dvm_core::state::{InstanceChange, InstanceFailure, InstanceReport, Payload, PluginSpec};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Longest time to get a state and a child for it.
+const LAUNCH: Duration = Duration::from_secs(30);
+/// Longest time another member may take for a snapshot.
+const SNAPSHOT: Duration = Duration::from_secs(10);
+/// Between two rounds of asking for a snapshot.
+const ROUND: Duration = Duration::from_millis(100);
+/// Messages that wait for an instance's task; it takes them whatever its child does.
+const INBOX: usize = 1_024;
+
+/// Where a reply goes.
+pub(super) type Asker = oneshot::Sender<Result<Result<Value, String>, ReplyError>>;
+
+/// To the task of an instance.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// The next thing to tell it.
+    Item(Item),
+    /// This member is admitted: start, from another member's state.
+    Begin,
+    /// Where it is now, and whom to ask for a state.
+    Around { place: Bytes, others: Vec<MemberId> },
+    /// The reply to a command.
+    Reply { index: u64, asker: Asker },
+    /// Answer a query.
+    Query { command: Bytes, asker: Asker },
+    /// A snapshot for another member; everything up to `index` was told before.
+    Snapshot { index: u64, answer: oneshot::Sender<Option<Vec<u8>>> },
+    /// Would this configuration do?
+    Validate { config: Bytes, answer: oneshot::Sender<Result<(), Trouble>> },
+    /// Kill its process.
+    Kill(oneshot::Sender<bool>),
+    /// The plug-in is unloaded.
+    Stop,
+}
+
+/// What others may read of an instance at any time.
+#[derive(Debug, Default)]
+pub(super) struct Gauge {
+    pub(super) applied: AtomicU64,
+    /// 0 while there is no process.
+    pub(super) pid: AtomicU32,
+}
+
+/// A snapshot as it goes from one member's instance to another's.
+#[derive(Debug, Serialize, Deserialize)]
+struct Bundle {
+    index: u64,
+    config: Bytes,
+    state: Bytes,
+    replies: Tail,
+}
+
+/// What an instance is doing.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// It waits for this member's admission.
+    Waiting,
+    /// It gets its state and a child.
+    Launching { first: bool },
+    /// It runs.
+    Running { link: Box<Link>, announce: Option<Announce> },
+    /// It is gone for good.
+    Failed { why: String },
+    /// The plug-in is unloaded.
+    Over,
+}
+
+/// What is to be reported when everything before a position of the history is answered.
+#[derive(Debug)]
+pub(super) struct Announce {
+    position: u64,
+    change: InstanceChange,
+}
+
+/// How an instance failed.
+#[derive(Debug)]
+struct Failure {
+    cause: &'static str,
+    ending: Option<Ending>,
+    detail: String,
+}
+
+impl Failure {
+    fn new(cause: &'static str, detail: String) -> Self {
+        Self { cause, ending: None, detail }
+    }
+
+    fn of(ending: Ending) -> Self {
+        let cause = match ending {
+            Ending::Exit(_) => "exit",
+            Ending::Signal(_) => "signal",
+        };
+        Self { cause, ending: Some(ending), detail: ending.text() }
+    }
+}
+
+/// The task's own.
+pub(super) struct Instance<P> {
+    shared: Arc<Shared<P>>,
+    me: MemberId,
+    spec: PluginSpec,
+    since: HistoryIndex,
+    place: Bytes,
+    others: Vec<MemberId>,
+    inbox: mpsc::Receiver<Message>,
+    gauge: Arc<Gauge>,
+    history: History,
+    /// The configuration behind the last item.
+    config: Bytes,
+    replies: Replies,
+    askers: BTreeMap<u64, Vec<Asker>>,
+    /// What ended a child, to be left out if the state is made again from the own base.
+    killers: Vec<u64>,
+    /// When it was started again, within the policy's window.
+    restarts: VecDeque<Instant>,
+}
+
+/// What an instance's task begins with.
+pub(super) struct Beginning {
+    pub(super) me: MemberId,
+    pub(super) spec: PluginSpec,
+    pub(super) since: HistoryIndex,
+    pub(super) base: Base,
+    pub(super) place: Bytes,
+    pub(super) others: Vec<MemberId>,
+    pub(super) phase: Phase,
+}
+
+/// An instance's task, from outside.
+pub(super) struct Handle {
+    pub(super) to: mpsc::Sender<Message>,
+    pub(super) gauge: Arc<Gauge>,
+    pub(super) task: tokio::task::JoinHandle<()>,
+}
+
+/// Starts the task of an instance.
+pub(super) fn start<P: Peers>(shared: Arc<Shared<P>>, beginning: Beginning) -> Handle {
+    let Beginning { me, spec, since, base, place, others, phase } = beginning;
+    let (to, inbox) = mpsc::channel(INBOX);
+    let gauge = Arc::new(Gauge::default());
+    if let Phase::Running { link, .. } = &phase {
+        gauge.pid.store(link.pid(), Ordering::Relaxed);
+    }
+    let instance = Instance {
+        shared,
+        me,
+        since,
+        place,
+        others,
+        inbox,
+        gauge: gauge.clone(),
+        config: base.config.clone(),
+        history: History::new(base, spec.stateless),
+        spec,
+        replies: Replies::default(),
+        askers: BTreeMap::new(),
+        killers: Vec::new(),
+        restarts: VecDeque::new(),
+    };
+    Handle { to, gauge, task: tokio::spawn(instance.run(phase)) }
+}
+
+impl<P: Peers> Instance<P> {
+    async fn run(mut self, mut phase: Phase) {
+        loop {
+            phase = match phase {
+                Phase::Waiting => self.wait().await,
+                Phase::Launching { first } => self.launch(first).await,
+                Phase::Running { link, announce } => self.serve(*link, announce).await,
+                Phase::Failed { why } => self.rest(&why).await,
+                Phase::Over => break,
+            };
+        }
+        self.gauge.pid.store(0, Ordering::Relaxed);
+        self.inbox.close();
+        while let Some(message) = self.inbox.recv().await {
+            self.while_down(message, "it was unloaded", true);
+        }
+        self.refuse_askers("it was unloaded");
+    }
+
+    /// Until this member is admitted.
+    async fn wait(&mut self) -> Phase {
+        while let Some(message) = self.inbox.recv().await {
+            match message {
+                Message::Begin => return Phase::Launching { first: true },
+                Message::Stop => return Phase::Over,
+                message => self.while_down(message, "this member is not admitted yet", false),
+            }
+        }
+        Phase::Over
+    }
+
+    /// Failed for good.
+    async fn rest(&mut self, why: &str) -> Phase {
+        self.refuse_askers(why);
+        while let Some(message) = self.inbox.recv().await {
+            match message {
+                Message::Stop => break,
+                message => self.while_down(message, why, true),
+            }
+        }
+        Phase::Over
+    }
+
+    /// Gets a state and a child.
+    async fn launch(&mut self, first: bool) -> Phase {
+        let deadline = Instant::now() + LAUNCH;
+        let (shared, spec, place) = (self.shared.clone(), self.spec.clone(), self.place.clone());
+        let own = self.history.base().clone();
+        let source = Source { others: self.others.clone(), since: self.since, at_least: self.history.last() };
+        let work = async move {
+            let bundle = match spec.stateless {
+                true => None,
+                false => source.obtain(&shared, &spec, own.state == Start::Elsewhere, deadline).await?,
+            };
+            let (base, replies) = match bundle {
+                Some(Bundle { index, config, state, replies }) => {
+                    (Base { index, config, state: Start::From(state) }, Some(replies))
+                }
+                None if spec.stateless => (Base { state: Start::Fresh, ..own }, None),
+                None => (own, None),
+            };
+            let link = launch(&shared, &spec, &base, &place, deadline).await?;
+            Ok::<_, Trouble>((link, base, replies))
+        };
+        tokio::pin!(work);
+        let result = loop {
+            tokio::select! {
+                biased;
+                result = &mut work => break result,
+                message = self.inbox.recv() => match message {
+                    None | Some(Message::Stop) => return Phase::Over,
+                    Some(message) => self.while_down(message, "it is being started", false),
+                }
+            }
+        };
+        match result {
+            // What came meanwhile was too much to keep: a later state is needed.
+            Ok((_, base, _)) if base.index < self.history.base().index => Phase::Launching { first },
+            Ok((link, base, replies)) => self.launched(link, base, replies, first),
+            Err(trouble) => {
+                let cause = if trouble.timeout { "hang" } else { "exit" };
+                self.failed(Failure::new(cause, format!("{}: {}", trouble.stage, trouble.reason)))
+            }
+        }
+    }
+
+    fn launched(&mut self, link: Link, base: Base, replies: Option<Tail>, first: bool) -> Phase {
+        let index = base.index;
+        if let Some(replies) = replies {
+            self.killers.clear();
+            self.replies.extend(replies);
+            self.history.rebase(base);
+        } else {
+            tracing::info!(
+                plugin = self.spec.name,
+                "no other member has a state: it is made again from what is here"
+            );
+            self.history.rewind();
+            for index in std::mem::take(&mut self.killers) {
+                self.history.remove(index);
+                self.replies.keep(index, Err("the plug-in fails at this; it took no effect".into()));
+                self.settle(index);
+            }
+        }
+        self.gauge.applied.store(index, Ordering::Relaxed);
+        self.settle_up_to(index);
+        let pid = link.pid();
+        let change = if first { InstanceChange::Started { pid } } else { InstanceChange::Restarted { pid } };
+        let link = Box::new(link);
+        Phase::Running { link, announce: Some(Announce { position: self.history.end(), change }) }
+    }
+
+    /// What becomes of a failed instance.
+    fn failed(&mut self, failure: Failure) -> Phase {
+        let killed = failure.ending == Some(Ending::KILLED);
+        // An instance that somebody killed is not to blame for it, unless it happens again at the same place.
+        if let Some(index) = self.history.suspect().filter(|_| !killed || self.history.is_careful()) {
+            self.killers.push(index);
+        }
+        self.history.rewind();
+        let now = Instant::now();
+        let window = Duration::from_millis(self.spec.restart.window_ms);
+        while self.restarts.front().is_some_and(|at| now.duration_since(*at) > window) {
+            self.restarts.pop_front();
+        }
+        let again = self.restarts.len() < self.spec.restart.times as usize;
+        let Failure { cause, ending, detail } = failure;
+        let exit_code = match ending {
+            Some(Ending::Exit(code)) => Some(code),
+            _ => None,
+        };
+        let signal = ending.and_then(Ending::signal);
+        tracing::warn!(plugin = self.spec.name, cause, detail, again, "a plug-in instance failed");
+        let failure = InstanceFailure { cause: cause.into(), exit_code, signal, detail: detail.clone() };
+        self.report(InstanceChange::Failed { failure, again });
+        if !again {
+            return Phase::Failed { why: detail };
+        }
+        self.restarts.push_back(now);
+        Phase::Launching { first: false }
+    }
+
+    /// A message while there is no child.
+    fn while_down(&mut self, message: Message, why: &str, for_good: bool) {
+        match message {
+            Message::Item(_) if for_good => {}
+            Message::Item(item) => {
+                let index = item.index;
+                // Without a state of its own it may let items go: it needs a later state then.
+                if self.push(item).is_err() {
+                    self.history.skip_to(index);
+                }
+            }
+            Message::Begin | Message::Stop => {}
+            Message::Around { place, others } => (self.place, self.others) = (place, others),
+            Message::Reply { index, asker } => match self.replies.get(index) {
+                Some(reply) => answer(asker, self.spec.payload, reply),
+                None if for_good => drop(asker.send(Err(self.not_running(why)))),
+                None => self.askers.entry(index).or_default().push(asker),
+            },
+            Message::Query { asker, .. } => drop(asker.send(Err(self.not_running(why)))),
+            Message::Snapshot { answer, .. } => drop(answer.send(None)),
+            Message::Validate { answer, .. } => drop(answer.send(Err(not_validated(why)))),
+            Message::Kill(done) => drop(done.send(false)),
+        }
+    }
+
+    /// # Errors
+    /// If the instance does not keep up.
+    fn push(&mut self, item: Item) -> Result<(), Failure> {
+        if let super::history::Kind::Configure(config) = &item.kind {
+            self.config = config.clone();
+        }
+        match self.history.push(item) {
+            true => Ok(()),
+            false => Err(Failure::new("hang", "it does not keep up with its commands".into())),
+        }
+    }
+
+    fn report(&self, what: InstanceChange) {
+        let (plugin, since, member) = (self.spec.name.clone(), self.since, self.me);
+        self.shared.tell(FromPlugins::Report(InstanceReport { plugin, since, member, what }));
+    }
+
+    fn not_running(&self, why: &str) -> ReplyError {
+        ReplyError::NotRunning { plugin: self.spec.name.clone(), why: why.into() }
+    }
+
+    /// Answers those who wait for the reply to `index`.
+    fn settle(&mut self, index: u64) {
+        let Some(askers) = self.askers.remove(&index) else { return };
+        for asker in askers {
+            match self.replies.get(index) {
+                Some(reply) => answer(asker, self.spec.payload, reply),
+                None => drop(asker.send(Err(ReplyError::Gone))),
+            }
+        }
+    }
+
+    /// Answers those who wait for anything up to `index`: it is here now, or it will never be.
+    fn settle_up_to(&mut self, index: u64) {
+        while let Some((first, _)) = self.askers.first_key_value().filter(|(first, _)| **first <= index) {
+            let first = *first;
+            self.settle(first);
+        }
+    }
+
+    fn refuse_askers(&mut self, why: &str) {
+        for asker in std::mem::take(&mut self.askers).into_values().flatten() {
+            let _ = asker.send(Err(self.not_running(why)));
+        }
+    }
+}
+
+fn answer(asker: Asker, format: Payload, reply: &Reply) {
+    let reply = match reply {
+        Ok(reply) => payload::to_json(format, reply),
+        Err(error) => Err(error.clone()),
+    };
+    // Whoever asked may have gone.
+    let _ = asker.send(Ok(reply));
+}
+
+fn not_validated(why: &str) -> Trouble {
+    Trouble::new("validate", "crash", format!("this member's instance does not run: {why}"))
+}
+
+/// Where another member's state may be had.
+struct Source {
+    others: Vec<MemberId>,
+    since: HistoryIndex,
+    at_least: u64,
+}
+
+impl Source {
+    /// Another member's state, asked for in the order of ranks; again and again if it is the only way.
+    async fn obtain<P: Peers>(
+        &self,
+        shared: &Shared<P>,
+        spec: &PluginSpec,
+        must: bool,
+        deadline: Instant,
+    ) -> Result<Option<Bundle>, Trouble> {
+        loop {
+            for other in &self.others {
+                let at_least = HistoryIndex(self.at_least);
+                let asked = shared.peers.snapshot(*other, spec.name.clone(), self.since, at_least);
+                let Ok(Some(bytes)) = timeout(SNAPSHOT, asked).await else { continue };
+                match rmp_serde::from_slice::<Bundle>(&bytes) {
+                    Ok(bundle) if bundle.index >= self.at_least => return Ok(Some(bundle)),
+                    _ => tracing::warn!(
+                        plugin = spec.name,
+                        ?other,
+                        "another member sent a snapshot that is of no use"
+                    ),
+                }
+            }
+            if !must {
+                return Ok(None);
+            }
+            if Instant::now() + ROUND > deadline {
+                return Err(Trouble::new(
+                    "restore",
+                    "not-found",
+                    "no other member has an instance that runs",
+                ));
+            }
+            sleep(ROUND).await;
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! An instance that runs: what is sent to its child, and what each answer means.
+
+use super::super::channel::{FromChild, ToChild, frame};
+use super::super::history::Kind;
+use super::super::launch::settle;
+use super::super::link::Next;
+use super::*;
+use tokio::time::sleep_until;
+
+/// Longest time an unloaded instance may take to answer what it has in hand and end.
+const STOPPING: Duration = Duration::from_secs(10);
+/// Longest deadline of a callback that a timer is set for, milliseconds.
+const DEADLINE_MAX: u64 = 24 * 60 * 60 * 1_000;
+/// Bytes placed ahead of a child's reading.
+const BACKLOG: usize = 1 << 20;
+
+/// Something to do behind the items before it.
+enum Op {
+    Query {
+        command: Bytes,
+        asker: Asker,
+    },
+    /// A snapshot for another member.
+    Snapshot {
+        index: u64,
+        config: Bytes,
+        answer: oneshot::Sender<Option<Vec<u8>>>,
+    },
+    /// A snapshot for the own history, taken at this position.
+    Rebase {
+        position: u64,
+    },
+    Validate {
+        config: Bytes,
+        answer: oneshot::Sender<Result<(), Trouble>>,
+    },
+    Stop,
+}
+
+/// A frame that was sent and has no answer yet.
+enum Pending {
+    Item,
+    Op(Op),
+}
+
+/// Why an instance runs no longer.
+enum End {
+    Stopped,
+    Failed(Failure),
+}
+
+/// A child at work.
+struct Serving {
+    link: Link,
+    pending: VecDeque<Pending>,
+    /// Each behind the items before its position.
+    ops: VecDeque<(u64, Op)>,
+    /// Since when the child has been at the first pending frame, as far as answers tell.
+    busy_since: Instant,
+    announce: Option<Announce>,
+    /// The plug-in is unloaded: the last time to end by itself.
+    stop_by: Option<Instant>,
+}
+
+impl<P: Peers> Instance<P> {
+    /// Tells the child the history until it or the plug-in ends.
+    pub(super) async fn serve(&mut self, link: Link, announce: Option<Announce>) -> Phase {
+        self.gauge.pid.store(link.pid(), Ordering::Relaxed);
+        let (pending, ops, busy_since) = (VecDeque::new(), VecDeque::new(), Instant::now());
+        let mut serving = Serving { link, pending, ops, busy_since, announce, stop_by: None };
+        let end = loop {
+            if let Err(end) = self.step(&mut serving).await {
+                break end;
+            }
+        };
+        self.gauge.pid.store(0, Ordering::Relaxed);
+        let why = match &end {
+            End::Stopped => "it was unloaded",
+            End::Failed(failure) => &failure.detail,
+        };
+        let sent = serving.pending.into_iter().filter_map(|pending| match pending {
+            Pending::Op(op) => Some(op),
+            Pending::Item => None,
+        });
+        for op in sent.chain(serving.ops.into_iter().map(|(_, op)| op)) {
+            self.refuse(op, why);
+        }
+        match end {
+            End::Failed(failure) if serving.stop_by.is_none() => self.failed(failure),
+            End::Failed(_) | End::Stopped => Phase::Over,
+        }
+    }
+
+    /// Waits for one thing to happen and does what follows from it.
+    async fn step(&mut self, serving: &mut Serving) -> Result<(), End> {
+        self.feed(serving);
+        let limit = Duration::from_millis(self.spec.deadline_ms.clamp(1, DEADLINE_MAX));
+        let deadline = serving.busy_since + limit;
+        let deadline = serving.stop_by.map_or(deadline, |stop_by| stop_by.min(deadline));
+        tokio::select! {
+            biased;
+            next = serving.link.next() => {
+                let mut next = Some(next);
+                while let Some(Next::Answer(answer)) = next {
+                    let pending = serving.pending.pop_front();
+                    self.answered(pending, answer)?;
+                    next = serving.link.ready().map(Next::Answer);
+                }
+                serving.busy_since = Instant::now();
+                self.announce(serving);
+                match next {
+                    Some(Next::Ended(_)) if serving.stop_by.is_some() => Err(End::Stopped),
+                    Some(Next::Ended(ending)) => Err(End::Failed(Failure::of(ending))),
+                    _ => Ok(()),
+                }
+            }
+            message = self.inbox.recv() => {
+                let mut message = Some(message.ok_or(End::Stopped)?);
+                for _ in 0..INBOX {
+                    let Some(one) = message else { break };
+                    self.while_up(one, serving).map_err(End::Failed)?;
+                    message = self.inbox.try_recv().ok();
+                }
+                match message {
+                    Some(last) => self.while_up(last, serving).map_err(End::Failed),
+                    None => Ok(()),
+                }
+            }
+            () = sleep_until(deadline), if !serving.pending.is_empty() => {
+                let detail = format!("a callback took longer than {} ms", limit.as_millis());
+                Err(End::Failed(Failure::new("hang", detail)))
+            }
+        }
+    }
+
+    /// Sends what may be sent.
+    fn feed(&mut self, serving: &mut Serving) {
+        if serving.pending.is_empty() {
+            serving.busy_since = Instant::now();
+        }
+        self.announce(serving);
+        while serving.link.backlog() < BACKLOG {
+            if serving.ops.front().is_some_and(|(position, _)| *position <= self.history.position()) {
+                let (_, op) = serving.ops.pop_front().expect("there is one");
+                serving.link.send(&self.frame_of(&op));
+                serving.pending.push_back(Pending::Op(op));
+            } else if let Some(frame) = self.history.next() {
+                serving.link.send(&frame);
+                serving.pending.push_back(Pending::Item);
+                self.rebase(serving);
+            } else {
+                break;
+            }
+        }
+    }
+
+    /// Asks for a snapshot when the items since the last one are many.
+    fn rebase(&mut self, serving: &mut Serving) {
+        if !self.history.wants_base() {
+            return;
+        }
+        let is_rebase = |op: &Op| matches!(op, Op::Rebase { .. });
+        let sent = serving.pending.iter().any(|pending| matches!(pending, Pending::Op(op) if is_rebase(op)));
+        if !sent && !serving.ops.iter().any(|(_, op)| is_rebase(op)) {
+            let position = self.history.position();
+            serving.ops.push_front((position, Op::Rebase { position }));
+        }
+    }
+
+    fn announce(&mut self, serving: &mut Serving) {
+        let done = |announce: &mut Announce| self.history.is_done_to(announce.position);
+        if let Some(announce) = serving.announce.take_if(done) {
+            self.report(announce.change);
+        }
+    }
+
+    fn frame_of(&self, op: &Op) -> Bytes {
+        frame(&match op {
+            Op::Query { command, .. } => ToChild::Query(command.clone()),
+            Op::Snapshot { .. } | Op::Rebase { .. } => ToChild::Snapshot,
+            Op::Validate { config, .. } => {
+                ToChild::Validate { config: config.clone(), place: self.place.clone() }
+            }
+            Op::Stop => ToChild::Stop,
+        })
+    }
+
+    /// A message while there is a child.
+    fn while_up(&mut self, message: Message, serving: &mut Serving) -> Result<(), Failure> {
+        let mut behind = |op| serving.ops.push_back((self.history.end(), op));
+        match message {
+            Message::Item(item) => return self.push(item),
+            Message::Begin => {}
+            Message::Around { place, others } => (self.place, self.others) = (place, others),
+            Message::Reply { index, asker } => match self.replies.get(index) {
+                Some(reply) => answer(asker, self.spec.payload, reply),
+                None if index <= self.gauge.applied.load(Ordering::Relaxed) => {
+                    let _ = asker.send(Err(ReplyError::Gone));
+                }
+                None => self.askers.entry(index).or_default().push(asker),
+            },
+            Message::Query { command, asker } => behind(Op::Query { command, asker }),
+            Message::Snapshot { index, answer } => {
+                behind(Op::Snapshot { index, config: self.config.clone(), answer });
+            }
+            Message::Validate { config, answer } => behind(Op::Validate { config, answer }),
+            Message::Kill(done) => {
+                serving.link.kill();
+                let _ = done.send(true);
+            }
+            Message::Stop => {
+                behind(Op::Stop);
+                serving.stop_by = Some(Instant::now() + STOPPING);
+            }
+        }
+        Ok(())
+    }
+
+    /// What an answer means.
+    fn answered(&mut self, pending: Option<Pending>, answer: FromChild) -> Result<(), End> {
+        let panicked = |text: String| Err(End::Failed(Failure::new("panic", text)));
+        match pending {
+            None => Err(End::Failed(Failure::new("exit", "its process answers what nobody asked".into()))),
+            Some(Pending::Item) => match answer {
+                FromChild::Panic(text) => {
+                    self.killers.extend(self.history.waiting().map(|item| item.index));
+                    panicked(text)
+                }
+                answer => self.told(answer),
+            },
+            Some(Pending::Op(op)) => {
+                let panic = match &answer {
+                    FromChild::Panic(text) => Some(text.clone()),
+                    _ => None,
+                };
+                let stopped = matches!(op, Op::Stop);
+                self.done(op, answer);
+                match panic {
+                    _ if stopped => Err(End::Stopped),
+                    Some(text) => panicked(text),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// The first waiting item was taken by the plug-in.
+    fn told(&mut self, answer: FromChild) -> Result<(), End> {
+        let item = self.history.waiting().expect("an answer belongs to an item");
+        let (index, kind) = (item.index, item.kind.clone());
+        let reply = match answer {
+            FromChild::Done(reply) => Ok(reply),
+            FromChild::Own(text) | FromChild::Panic(text) => Err(text),
+            FromChild::NotLoaded { reason, .. } => Err(reason),
+        };
+        self.history.answered();
+        self.gauge.applied.store(index, Ordering::Relaxed);
+        match (kind, reply) {
+            (Kind::Command, reply) => self.replies.keep(index, reply),
+            (Kind::Configure(_), Err(text)) => {
+                let detail = format!("it does not take its new configuration: {text}");
+                return Err(End::Failed(Failure::new("poisoned", detail)));
+            }
+            (_, Err(text)) => {
+                tracing::warn!(plugin = self.spec.name, index, text, "an event was not understood")
+            }
+            (_, Ok(_)) => {}
+        }
+        self.settle_up_to(index);
+        Ok(())
+    }
+
+    /// Something other than an item was answered.
+    fn done(&mut self, op: Op, answer: FromChild) {
+        match (op, answer) {
+            (Op::Query { asker, .. }, FromChild::Done(reply)) => {
+                super::answer(asker, self.spec.payload, &Ok(reply));
+            }
+            (Op::Query { asker, .. }, FromChild::Own(text)) => drop(asker.send(Ok(Err(text)))),
+            (Op::Snapshot { index, config, answer }, FromChild::Done(state)) => {
+                let replies = self.replies.tail(index);
+                let bundle = rmp_serde::to_vec(&Bundle { index, config, state, replies });
+                let _ = answer.send(Some(bundle.expect("a snapshot is plain data")));
+            }
+            (Op::Rebase { position }, FromChild::Done(state)) => self.history.rebase_at(position, state),
+            (Op::Validate { answer, .. }, said) => drop(answer.send(settle("validate", Ok(said)))),
+            (op, FromChild::Own(text) | FromChild::Panic(text)) => self.refuse(op, &text),
+            (op, FromChild::NotLoaded { reason, .. }) => self.refuse(op, &reason),
+            (Op::Stop, FromChild::Done(_)) => {}
+        }
+    }
+
+    /// Something will not be answered.
+    fn refuse(&self, op: Op, why: &str) {
+        match op {
+            Op::Query { asker, .. } => drop(asker.send(Err(self.not_running(why)))),
+            Op::Snapshot { answer, .. } => drop(answer.send(None)),
+            Op::Validate { answer, .. } => drop(answer.send(Err(not_validated(why)))),
+            Op::Rebase { .. } | Op::Stop => {}
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! A child and the socket to it: frames go out without waiting, answers come back in order, and at last its end.
+
+use super::channel::{self, FromChild, ToChild};
+use super::process::{Ending, Process};
+use bytes::BytesMut;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+/// How long a child may take to die after it closed its socket.
+const DYING: Duration = Duration::from_millis(100);
+/// Bytes read at a time.
+const READ_BYTES: usize = 64 << 10;
+
+/// What a child does next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// The answer to the earliest frame that has none.
+    Answer(FromChild),
+    /// It is gone, with everything it started.
+    Ended(Ending),
+}
+
+/// A running child. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub(super) struct Link {
+    process: Process,
+    socket: UnixStream,
+    /// Frames on their way out; the first `written` bytes are gone.
+    out: Vec<u8>,
+    written: usize,
+    received: BytesMut,
+    /// Nothing more will come from the socket.
+    closed: bool,
+}
+
+impl Link {
+    /// Starts a child that holds nothing yet.
+    ///
+    /// # Errors
+    /// As [`Process::start`].
+    pub(super) fn start(kernel: &Path, plugin: &str, member: &str) -> io::Result<Self> {
+        let (process, socket) = Process::start(kernel, plugin, member)?;
+        let (out, received) = (Vec::new(), BytesMut::new());
+        Ok(Self { process, socket, out, written: 0, received, closed: false })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Bytes that wait to be sent.
+    pub(super) fn backlog(&self) -> usize {
+        self.out.len() - self.written
+    }
+
+    /// Places a frame in the out-queue.
+    pub(super) fn send(&mut self, frame: &[u8]) {
+        self.out.extend_from_slice(frame);
+    }
+
+    /// Kills the child; [`next`](Self::next) will tell.
+    pub(super) fn kill(&self) {
+        self.process.kill();
+    }
+
+    /// An answer that is already here.
+    pub(super) fn ready(&mut self) -> Option<FromChild> {
+        match channel::take(&mut self.received) {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::warn!(pid = self.pid(), %error, "a plug-in's process speaks nonsense and is ended");
+                self.kill();
+                self.received.clear();
+                self.closed = true;
+                None
+            }
+        }
+    }
+
+    /// Sends what can be sent until there is an answer or the child has ended. All answers come before the end. May
+    /// be dropped and called again at any time.
+    pub(super) async fn next(&mut self) -> Next {
+        loop {
+            if let Some(answer) = self.ready() {
+                return Next::Answer(answer);
+            }
+            if self.closed {
+                let dying = tokio::time::timeout(DYING, self.process.ended()).await;
+                return Next::Ended(dying.unwrap_or_else(|_| self.process.end()));
+            }
+            self.write();
+            let interest = match self.backlog() {
+                0 => Interest::READABLE,
+                _ => Interest::READABLE | Interest::WRITABLE,
+            };
+            tokio::select! {
+                biased;
+                ready = self.socket.ready(interest) => match ready {
+                    Ok(ready) if ready.is_readable() => drop(self.read_some()),
+                    Ok(_) => {}
+                    Err(_) => self.closed = true,
+                },
+                _ = self.process.ended() => {
+                    while self.read_some() {}
+                    self.closed = true;
+                }
+            }
+        }
+    }
+
+    /// Sends a message and waits for its answer, with nothing else under way.
+    ///
+    /// # Errors
+    /// The child's end.
+    pub(super) async fn ask(&mut self, message: &ToChild) -> Result<FromChild, Ending> {
+        channel::put(message, &mut self.out);
+        match self.next().await {
+            Next::Answer(answer) => Ok(answer),
+            Next::Ended(ending) => Err(ending),
+        }
+    }
+
+    fn write(&mut self) {
+        while self.backlog() > 0 {
+            match self.socket.try_write(&self.out[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.out.drain(..self.written);
+                    self.written = 0;
+                    return;
+                }
+                // The child is going; reading tells.
+                Err(_) => break,
+            }
+        }
+        self.out.clear();
+        self.written = 0;
+    }
+
+    /// Reads once; whether there may be more.
+    fn read_some(&mut self) -> bool {
+        self.received.reserve(READ_BYTES);
+        match self.socket.try_read_buf(&mut self.received) {
+            Ok(0) => {
+                self.closed = true;
+                false
+            }
+            Ok(_) => true,
+            Err(error) => {
+                self.closed |= error.kind() != io::ErrorKind::WouldBlock;
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! The manager: what is loaded on this member, and what each entry of the history means to it.
+
+use super::channel::{ToChild, frame};
+use super::history::{Base, Item, Kind, Start};
+use super::instance::{self, Beginning, Handle, Message, Phase};
+use super::launch::{Trouble, is_possible, launch};
+use super::link::Link;
+use super::roster::Roster;
+use super::{FromPlugins, Peers, ReplyError, ToPlugins, payload};
+use bytes::Bytes;
+use dvm_core::Delivery;
+use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
+use dvm_core::state::{
+    Applied, Change, Content, Ended, Entry, Event, EventKind, InstanceState, PluginSpec, State, Submission,
+    Transaction, TransactionKind,
+};
+use dvm_core::wire::{ExecResult, Verdict};
+use dvm_plugin_api::Meta;
+use dvm_plugin_api::host::encode_meta;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+
+/// Messages that wait for the manager.
+const INBOX: usize = 16_384;
+/// Snapshots that wait for an entry this member has not delivered.
+const PARKED_MAX: usize = 1_024;
+
+/// What the manager must know.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// For private copies of libraries: 0700, this kernel's own.
+    pub(crate) directory: PathBuf,
+    /// This member's name.
+    pub(crate) name: String,
+    /// The executable to run as `plugin-host`.
+    pub(crate) kernel: PathBuf,
+    /// To the ring's task.
+    pub(crate) reports: mpsc::Sender<FromPlugins>,
+}
+
+/// What the manager and the instances' tasks share.
+#[derive(Debug)]
+pub(super) struct Shared<P> {
+    pub(super) peers: Arc<P>,
+    pub(super) options: Options,
+    /// To the ring's task, through a task of its own: nobody here waits for it.
+    outbox: mpsc::UnboundedSender<FromPlugins>,
+}
+
+impl<P> Shared<P> {
+    /// Tells the ring's task. What is told is little and rare: results of transactions and ends of processes.
+    pub(super) fn tell(&self, what: FromPlugins) {
+        // The kernel ends when nobody listens any more.
+        let _ = self.outbox.send(what);
+    }
+}
+
+/// Starts the manager, on a thread of its own that lives as long as the sender does. Children are ended when it is
+/// dropped; [`ToPlugins::Fence`] tells when they are.
+pub(crate) fn start<P: Peers>(peers: Arc<P>, options: Options) -> mpsc::Sender<ToPlugins> {
+    let (to, inbox) = mpsc::channel(INBOX);
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime needs a few descriptors, and the kernel has them").block_on(async {
+            let (outbox, mut told) = mpsc::unbounded_channel();
+            let reports = options.reports.clone();
+            tokio::spawn(async move {
+                while let Some(what) = told.recv().await {
+                    if reports.send(what).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            Manager::new(Shared { peers, options, outbox }).run(inbox).await;
+        });
+    };
+    std::thread::Builder::new().name("plugins".into()).spawn(run).expect("a kernel can start a thread");
+    to
+}
+
+/// A loaded plug-in.
+struct Loaded {
+    spec: PluginSpec,
+    since: HistoryIndex,
+    /// This member's instance; none where its load failed here.
+    instance: Option<Handle>,
+}
+
+impl Loaded {
+    async fn tell(&self, message: Message) {
+        if let Some(instance) = &self.instance {
+            // An instance's task ends only after it was told to.
+            let _ = instance.to.send(message).await;
+        }
+    }
+}
+
+/// A load that is executed and has no outcome yet.
+enum Prepared {
+    Executing(JoinHandle<()>),
+    Ready(Link),
+}
+
+struct Manager<P> {
+    shared: Arc<Shared<P>>,
+    roster: Roster,
+    /// The last index delivered.
+    index: u64,
+    plugins: BTreeMap<Name, Loaded>,
+    prepared: BTreeMap<TransactionId, Prepared>,
+    /// Loads that have ended, from their tasks.
+    ended: (mpsc::UnboundedSender<Executed>, mpsc::UnboundedReceiver<Executed>),
+    /// Snapshots asked for by members that are ahead.
+    parked: Vec<Parked>,
+    /// Unloaded plug-ins whose processes may still be ending.
+    leaving: Vec<JoinHandle<()>>,
+}
+
+type Executed = (TransactionId, Result<Link, Trouble>);
+
+struct Parked {
+    plugin: Name,
+    since: HistoryIndex,
+    at_least: u64,
+    answer: oneshot::Sender<Option<Vec<u8>>>,
+}
+
+impl<P: Peers> Manager<P> {
+    fn new(shared: Shared<P>) -> Self {
+        Self {
+            roster: Roster::new(shared.options.name.clone()),
+            shared: Arc::new(shared),
+            index: 0,
+            plugins: BTreeMap::new(),
+            prepared: BTreeMap::new(),
+            ended: mpsc::unbounded_channel(),
+            parked: Vec::new(),
+            leaving: Vec::new(),
+        }
+    }
+
+    async fn run(mut self, mut inbox: mpsc::Receiver<ToPlugins>) {
+        loop {
+            tokio::select! {
+                biased;
+                Some((transaction, result)) = self.ended.1.recv() => self.executed(transaction, result),
+                message = inbox.recv() => match message {
+                    Some(message) => self.handle(message).await,
+                    None => break,
+                }
+            }
+        }
+        self.fence().await;
+    }
+
+    async fn handle(&mut self, message: ToPlugins) {
+        match message {
+            ToPlugins::Restored { me, state } => self.restored(me, &state).await,
+            ToPlugins::Delivered(delivery) => self.delivered(&delivery).await,
+            ToPlugins::Execute { transaction, limit_ms } => self.execute(&transaction, limit_ms).await,
+            ToPlugins::Reply { plugin, index, answer } => match self.running(&plugin) {
+                Ok(loaded) => loaded.tell(Message::Reply { index: index.0, asker: answer }).await,
+                Err(error) => drop(answer.send(Err(error))),
+            },
+            ToPlugins::Query { plugin, command, answer } => match self.running(&plugin) {
+                Ok(loaded) => match payload::from_json(loaded.spec.payload, &command) {
+                    Ok(command) => loaded.tell(Message::Query { command, asker: answer }).await,
+                    Err(error) => drop(answer.send(Ok(Err(error)))),
+                },
+                Err(error) => drop(answer.send(Err(error))),
+            },
+            ToPlugins::Applied { answer } => {
+                let instances = self.plugins.iter().filter_map(|(name, loaded)| {
+                    let gauge = &loaded.instance.as_ref()?.gauge;
+                    let (applied, pid) =
+                        (gauge.applied.load(Ordering::Relaxed), gauge.pid.load(Ordering::Relaxed));
+                    Some((name.clone(), applied, pid))
+                });
+                let _ = answer.send(instances.collect());
+            }
+            ToPlugins::Snapshot { plugin, since, at_least, answer } => {
+                let parked = Parked { plugin, since, at_least: at_least.0, answer };
+                if parked.at_least <= self.index || self.parked.len() >= PARKED_MAX {
+                    self.snapshot(parked).await;
+                } else {
+                    self.parked.push(parked);
+                }
+            }
+            ToPlugins::Kill { plugin, answer } => match self.running(&plugin) {
+                Ok(loaded) => loaded.tell(Message::Kill(answer)).await,
+                Err(_) => drop(answer.send(false)),
+            },
+            ToPlugins::Fence { done } => {
+                self.fence().await;
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn running(&self, plugin: &Name) -> Result<&Loaded, ReplyError> {
+        let why = match self.plugins.get(plugin) {
+            Some(loaded) if loaded.instance.is_some() => return Ok(loaded),
+            Some(_) => "it could not be loaded on this member",
+            None => "no plug-in of that name is loaded",
+        };
+        Err(ReplyError::NotRunning { plugin: plugin.clone(), why: why.into() })
+    }
+
+    /// Ends and reaps every process.
+    async fn fence(&mut self) {
+        let executing =
+            std::mem::take(&mut self.prepared).into_values().filter_map(|prepared| match prepared {
+                Prepared::Executing(task) => Some(task),
+                Prepared::Ready(link) => {
+                    drop(link);
+                    None
+                }
+            });
+        let instances = std::mem::take(&mut self.plugins).into_values();
+        let instances = instances.filter_map(|loaded| Some(loaded.instance?.task));
+        let tasks: Vec<_> = executing.chain(instances).chain(self.leaving.drain(..)).collect();
+        tasks.iter().for_each(JoinHandle::abort);
+        for task in tasks {
+            // Cancelled, or just over: the process is gone either way.
+            let _ = task.await;
+        }
+        for parked in self.parked.drain(..) {
+            let _ = parked.answer.send(None);
+        }
+        while self.ended.1.try_recv().is_ok() {}
+    }
+
+    async fn restored(&mut self, me: MemberId, state: &State) {
+        self.fence().await;
+        self.index = state.index.0;
+        self.roster.restore(me, state);
+        for (_, plugin) in state.plugins.iter() {
+            let mine = plugin.instances.get(&me);
+            let failed = mine.is_some_and(|mine| mine.state == InstanceState::Failed);
+            let (spec, since) = (plugin.spec.clone(), plugin.since);
+            if failed {
+                self.plugins.insert(spec.name.clone(), Loaded { spec, since, instance: None });
+            } else {
+                let base = self.elsewhere(&spec);
+                let phase = self.joining();
+                self.begin(spec, since, base, phase);
+            }
+        }
+    }
+
+    /// What an instance does first whose state is another member's.
+    fn joining(&self) -> Phase {
+        if self.roster.is_member() { Phase::Launching { first: true } } else { Phase::Waiting }
+    }
+
+    fn elsewhere(&self, spec: &PluginSpec) -> Base {
+        // A configuration that does not encode cannot start either; the member whose state it is has it encoded.
+        let config = payload::config(spec.payload, &spec.config).unwrap_or_default();
+        Base { index: self.index, config, state: Start::Elsewhere }
+    }
+
+    fn begin(&mut self, spec: PluginSpec, since: HistoryIndex, base: Base, phase: Phase) {
+        let (name, me, place, others) =
+            (spec.name.clone(), self.roster.me(), self.roster.place(), self.roster.others());
+        let beginning = Beginning { me, spec: spec.clone(), since, base, place, others, phase };
+        let instance = Some(instance::start(self.shared.clone(), beginning));
+        self.plugins.insert(name, Loaded { spec, since, instance });
+    }
+
+    async fn delivered(&mut self, delivery: &Delivery) {
+        let entry = &*delivery.entry;
+        if let Content::View(proposal) = &entry.content {
+            let admitted = self.roster.view(proposal);
+            self.around(entry, admitted).await;
+        }
+        if let Some(ended) = &delivery.ended {
+            self.ended(ended, entry).await;
+        }
+        match &entry.content {
+            Content::Change { body, .. } if delivery.applied == Applied::Command => {
+                self.command(entry, body).await;
+            }
+            _ => {}
+        }
+        for event in
+            delivery.events.iter().filter(|event| !matches!(event.kind, EventKind::KeyChanged { .. }))
+        {
+            self.event(event).await;
+        }
+        self.index = entry.index.0;
+        let index = self.index;
+        for parked in self.parked.extract_if(.., |parked| parked.at_least <= index).collect::<Vec<_>>() {
+            self.snapshot(parked).await;
+        }
+        self.leaving.retain(|task| !task.is_finished());
+    }
+
+    /// Members or ranks have changed.
+    async fn around(&self, entry: &Entry, admitted: bool) {
+        let (place, others) = (self.roster.place(), self.roster.others());
+        let frame = frame(&ToChild::Place(place.clone()));
+        for loaded in self.plugins.values() {
+            loaded.tell(Message::Around { place: place.clone(), others: others.clone() }).await;
+            let item = Item { index: entry.first.0, kind: Kind::Place, frame: frame.clone() };
+            loaded.tell(Message::Item(item)).await;
+            if admitted {
+                loaded.tell(Message::Begin).await;
+            }
+        }
+    }
+
+    async fn command(&self, entry: &Entry, body: &Bytes) {
+        let Ok(submission) = postcard::from_bytes::<Submission>(body) else { return };
+        let Change::Command { plugin, payload } = submission.change else { return };
+        let Some(loaded) = self.plugins.get(&plugin).filter(|loaded| loaded.instance.is_some()) else {
+            return;
+        };
+        let mut meta = Meta::at(entry.first.0);
+        meta.time = submission.time_ms;
+        meta.seed = seed(entry, body);
+        meta.session = submission.stamp.map(|stamp| stamp.session);
+        let frame = frame(&ToChild::Apply { meta: encode_meta(&meta).into(), command: payload });
+        loaded.tell(Message::Item(Item { index: entry.first.0, kind: Kind::Command, frame })).await;
+    }
+
+    async fn event(&self, event: &Event) {
+        if self.plugins.is_empty() {
+            return;
+        }
+        let fields = crate::local::documents::event(event).more;
+        let told = dvm_plugin_api::Event::new(event.index.0, event.kind.word(), fields);
+        let told = rmp_serde::to_vec_named(&told).expect("an event is plain data");
+        let frame = frame(&ToChild::Event(told.into()));
+        for loaded in self.plugins.values() {
+            let item = Item { index: event.index.0, kind: Kind::Event, frame: frame.clone() };
+            loaded.tell(Message::Item(item)).await;
+        }
+    }
+
+    async fn snapshot(&self, parked: Parked) {
+        match self.plugins.get(&parked.plugin).filter(|loaded| loaded.since == parked.since) {
+            Some(loaded) if loaded.instance.is_some() => {
+                loaded.tell(Message::Snapshot { index: self.index, answer: parked.answer }).await;
+            }
+            _ => drop(parked.answer.send(None)),
+        }
+    }
+
+    /// Does what a transaction asks, up to the point where nothing is changed yet.
+    async fn execute(&mut self, transaction: &Transaction, limit_ms: u64) {
+        let id = transaction.id;
+        let deadline = Instant::now() + Duration::from_millis(limit_ms);
+        match &transaction.kind {
+            TransactionKind::Load(spec) => {
+                if self.prepared.contains_key(&id) {
+                    return;
+                }
+                let task = self.prepare(id, (**spec).clone(), deadline);
+                self.prepared.insert(id, Prepared::Executing(task));
+            }
+            TransactionKind::Unload { .. } => self.tell(id, ExecResult::ok()),
+            TransactionKind::Configure { plugin, edit } => {
+                let loaded = match self.running(plugin) {
+                    Ok(loaded) => loaded,
+                    Err(error) => {
+                        let trouble = Trouble::new("validate", "crash", error.to_string());
+                        return self.tell(id, trouble.result());
+                    }
+                };
+                let config = edit.apply(&loaded.spec.config);
+                let config = match payload::config(loaded.spec.payload, &config) {
+                    Ok(config) => config,
+                    Err(reason) => {
+                        return self.tell(id, Trouble::new("validate", "config", reason).result());
+                    }
+                };
+                let (answer, answered) = oneshot::channel();
+                loaded.tell(Message::Validate { config, answer }).await;
+                let shared = self.shared.clone();
+                tokio::spawn(async move {
+                    let result = match timeout_at(deadline, answered).await {
+                        Ok(Ok(Ok(()))) => ExecResult::ok(),
+                        Ok(Ok(Err(trouble))) => trouble.result(),
+                        Ok(Err(_)) => Trouble::new("validate", "crash", "its instance ended").result(),
+                        Err(_) => Trouble::late("validate").result(),
+                    };
+                    shared.tell(FromPlugins::Executed { transaction: id, result });
+                });
+            }
+        }
+    }
+
+    fn tell(&self, transaction: TransactionId, result: ExecResult) {
+        self.shared.tell(FromPlugins::Executed { transaction, result });
+    }
+
+    fn prepare(&self, id: TransactionId, spec: PluginSpec, deadline: Instant) -> JoinHandle<()> {
+        let (shared, place, ended) = (self.shared.clone(), self.roster.place(), self.ended.0.clone());
+        tokio::spawn(async move {
+            let prepared = async {
+                is_possible(&spec)?;
+                let config = payload::config(spec.payload, &spec.config)
+                    .map_err(|reason| Trouble::new("validate", "config", reason))?;
+                let base = Base { index: 0, config, state: Start::Fresh };
+                launch(&shared, &spec, &base, &place, deadline).await
+            };
+            let _ = ended.send((id, prepared.await));
+        })
+    }
+
+    /// A load has been executed; if its outcome came first, nobody waits for it any more.
+    fn executed(&mut self, id: TransactionId, result: Result<Link, Trouble>) {
+        let Some(Prepared::Executing(_)) = self.prepared.get(&id) else { return };
+        match result {
+            Ok(link) => {
+                self.prepared.insert(id, Prepared::Ready(link));
+                self.tell(id, ExecResult::ok());
+            }
+            Err(trouble) => {
+                self.prepared.remove(&id);
+                tracing::info!(transaction = %id, stage = trouble.stage, reason = trouble.reason, "load failed here");
+                self.tell(id, trouble.result());
+            }
+        }
+    }
+
+    /// A transaction's outcome took effect.
+    async fn ended(&mut self, ended: &Ended, entry: &Entry) {
+        let transaction = &ended.transaction;
+        let prepared = match self.prepared.remove(&transaction.id) {
+            Some(Prepared::Ready(link)) => Some(link),
+            Some(Prepared::Executing(task)) => {
+                task.abort();
+                None
+            }
+            None => None,
+        };
+        if !ended.committed || transaction.dry_run {
+            return;
+        }
+        match &transaction.kind {
+            TransactionKind::Load(spec) => self.loaded((**spec).clone(), prepared, ended, entry.first),
+            TransactionKind::Unload { plugin } => {
+                let Some(loaded) = self.plugins.remove(plugin) else { return };
+                loaded.tell(Message::Stop).await;
+                self.leaving.extend(loaded.instance.map(|instance| instance.task));
+            }
+            TransactionKind::Configure { plugin, edit } => {
+                let Some(loaded) = self.plugins.get_mut(plugin) else { return };
+                loaded.spec.config = edit.apply(&loaded.spec.config);
+                let Ok(config) = payload::config(loaded.spec.payload, &loaded.spec.config) else { return };
+                let frame = frame(&ToChild::Configure(config.clone()));
+                let item = Item { index: entry.first.0, kind: Kind::Configure(config), frame };
+                loaded.tell(Message::Item(item)).await;
+            }
+        }
+    }
+
+    fn loaded(&mut self, spec: PluginSpec, link: Option<Link>, ended: &Ended, since: HistoryIndex) {
+        let me = self.roster.me();
+        let ok = ended.results.get(&me).is_some_and(|result| result.verdict == Verdict::Ok);
+        if !ended.electorate.contains(&me) {
+            let (base, phase) = (self.elsewhere(&spec), self.joining());
+            return self.begin(spec, since, base, phase);
+        }
+        let (Some(link), true) = (link, ok) else {
+            self.plugins.insert(spec.name.clone(), Loaded { spec, since, instance: None });
+            return;
+        };
+        let config = payload::config(spec.payload, &spec.config).unwrap_or_default();
+        let base = Base { index: since.0 - 1, config, state: Start::Fresh };
+        self.begin(spec, since, base, Phase::Running { link: Box::new(link), announce: None });
+    }
+}
+
+/// A number for a command, the same at every instance.
+fn seed(entry: &Entry, body: &Bytes) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&entry.first.0.to_le_bytes());
+    hasher.update(body);
+    let hash = hasher.finalize();
+    u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
+}

@@ -1,0 +1,159 @@
+//! This kernel's plug-in instances: what the ring's task tells about them, and what it hears.
+//!
+//! The manager is a task beside the ring's: it never makes the ring wait, and everything it learns of the history it
+//! learns from [`ToPlugins::Delivered`], in order. What it wants to change it proposes, like anybody else.
+//!
+//! It has a thread of its own, so that starting a process costs the ring nothing, and because Linux ties a child's life
+//! to the *thread* that made it. From the outside in:
+//!
+//! ```text
+//! manager    one: what is loaded, what becomes of each entry of the history
+//! instance   one task a plug-in: its stream of commands and events, its replies, its failures and restarts
+//! launch     a library becomes a child with a started instance
+//! link       a child and what is said with it
+//! process    the child as a process: its group, its end, its output
+//! channel    the frames between the two
+//! child      the far end: `dvm-kernel plugin-host`
+//! ```
+
+mod channel;
+pub(crate) mod child;
+mod history;
+mod instance;
+mod launch;
+mod link;
+mod manager;
+mod payload;
+mod process;
+mod replies;
+mod roster;
+
+pub(crate) use manager::{Options, start};
+pub(crate) use payload::from_json;
+
+use dvm_core::Delivery;
+use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
+use dvm_core::state::{InstanceReport, State, Transaction};
+use dvm_core::wire::ExecResult;
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+/// From the ring's task, in history order; and from the local server.
+#[derive(Debug)]
+pub(crate) enum ToPlugins {
+    /// The state that later deliveries follow: at the founding, after a join, after a fence. Every instance that still
+    /// runs belongs to an earlier incarnation and is ended first.
+    Restored {
+        /// This member's incarnation.
+        me: MemberId,
+        /// A copy (cheap: the tables are persistent). Plug-ins with a starting instance of `me` are to be started.
+        state: Box<State>,
+    },
+    /// An entry took effect.
+    Delivered(Box<Delivery>),
+    /// Execute a transaction; answered by [`FromPlugins::Executed`] in any case, at the latest when `limit_ms` is over.
+    Execute {
+        /// It.
+        transaction: Box<Transaction>,
+        /// Time this member has, milliseconds.
+        limit_ms: u64,
+    },
+    /// The reply of this member's instance to the command that took effect at `index`, now or as soon as it is there.
+    Reply {
+        /// The plug-in.
+        plugin: Name,
+        /// First index of the command's entry.
+        index: HistoryIndex,
+        /// The plug-in's reply as JSON, or its own error; `Err` outside: why there is none.
+        answer: oneshot::Sender<Result<Result<Value, String>, ReplyError>>,
+    },
+    /// A read-only command to this member's instance.
+    Query {
+        /// The plug-in.
+        plugin: Name,
+        /// As JSON.
+        command: Value,
+        /// As in `Reply`.
+        answer: oneshot::Sender<Result<Result<Value, String>, ReplyError>>,
+    },
+    /// The highest index each instance here has applied and its process, for `status`.
+    Applied {
+        /// By plug-in.
+        answer: oneshot::Sender<Vec<(Name, u64, u32)>>,
+    },
+    /// Another member's joining instance wants a snapshot taken at `at_least` or later.
+    Snapshot {
+        /// The plug-in.
+        plugin: Name,
+        /// The entry that loaded it.
+        since: HistoryIndex,
+        /// The snapshot must contain everything up to here.
+        at_least: HistoryIndex,
+        /// Opaque bytes for the other manager; `None` when there is no instance here that runs.
+        answer: oneshot::Sender<Option<Vec<u8>>>,
+    },
+    /// Kills this kernel's instance of a plug-in (chaos).
+    Kill {
+        /// The plug-in.
+        plugin: Name,
+        /// Whether there was one.
+        answer: oneshot::Sender<bool>,
+    },
+    /// Ends and reaps every plug-in process: this incarnation was excluded, or the kernel ends.
+    Fence {
+        /// Told when none is left.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// Why an instance has no reply.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ReplyError {
+    /// This member has no instance of it that runs.
+    #[error("this member's instance of {plugin} does not run: {why}")]
+    NotRunning {
+        /// The plug-in.
+        plugin: Name,
+        /// Why.
+        why: String,
+    },
+    /// It took effect so long ago that the reply is gone.
+    #[error("the reply is no longer kept")]
+    Gone,
+}
+
+/// To the ring's task.
+#[derive(Debug)]
+pub(crate) enum FromPlugins {
+    /// An execution has ended.
+    Executed {
+        /// Of which transaction.
+        transaction: TransactionId,
+        /// How.
+        result: ExecResult,
+    },
+    /// What became of an instance of this member, to be proposed to all.
+    Report(InstanceReport),
+}
+
+/// What the manager needs of the rest of the kernel: bytes that other members have.
+pub(crate) trait Peers: Send + Sync + 'static {
+    /// The library with this hash, verified: from this kernel's own store, or fetched from any member that has it.
+    fn library(
+        &self,
+        hash: [u8; 32],
+        size: u64,
+    ) -> impl Future<Output = Result<std::sync::Arc<Vec<u8>>, String>> + Send;
+
+    /// A snapshot of another member's instance ([`ToPlugins::Snapshot`] over there).
+    fn snapshot(
+        &self,
+        from: MemberId,
+        plugin: Name,
+        since: HistoryIndex,
+        at_least: HistoryIndex,
+    ) -> impl Future<Output = Option<Vec<u8>>> + Send;
+}
+
+#[cfg(test)]
+mod tests;

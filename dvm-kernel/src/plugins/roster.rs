@@ -1,0 +1,61 @@
+//! Who the members are, as far as plug-ins are told: names by rank.
+
+use bytes::Bytes;
+use dvm_core::ids::{MemberId, Name};
+use dvm_core::state::State;
+use dvm_core::wire::Proposal;
+use dvm_plugin_api::Place;
+use std::collections::BTreeMap;
+
+/// The members of the last view.
+#[derive(Debug)]
+pub(super) struct Roster {
+    name: Name,
+    me: MemberId,
+    /// By rank.
+    members: Vec<MemberId>,
+    names: BTreeMap<MemberId, Name>,
+}
+
+impl Roster {
+    /// No members yet.
+    pub(super) fn new(name: Name) -> Self {
+        Self { name, me: MemberId(0), members: Vec::new(), names: BTreeMap::new() }
+    }
+
+    pub(super) fn restore(&mut self, me: MemberId, state: &State) {
+        self.me = me;
+        self.members.clone_from(&state.view.members);
+        self.names = state.members.iter().map(|(id, record)| (*id, record.identity.name.clone())).collect();
+    }
+
+    /// A view is installed; whether this member is new in it.
+    pub(super) fn view(&mut self, proposal: &Proposal) -> bool {
+        let joiners = proposal.joiners.iter();
+        self.names.extend(joiners.map(|joiner| (joiner.id, joiner.name.clone())));
+        self.members.clone_from(&proposal.view.members);
+        self.names.retain(|id, _| proposal.view.members.contains(id));
+        proposal.joiners.iter().any(|joiner| joiner.id == self.me)
+    }
+
+    pub(super) fn me(&self) -> MemberId {
+        self.me
+    }
+
+    pub(super) fn is_member(&self) -> bool {
+        self.members.contains(&self.me)
+    }
+
+    /// The others, by rank.
+    pub(super) fn others(&self) -> Vec<MemberId> {
+        self.members.iter().copied().filter(|member| *member != self.me).collect()
+    }
+
+    /// This member's [`Place`], encoded. Before it is a member, it has the rank it will have.
+    pub(super) fn place(&self) -> Bytes {
+        let rank = self.members.iter().position(|member| *member == self.me).unwrap_or(self.members.len());
+        let peers = self.members.iter().filter_map(|member| self.names.get(member)).cloned().collect();
+        let place = Place { member: self.name.clone(), rank: rank as u16, peers };
+        rmp_serde::to_vec_named(&place).expect("a place is plain data").into()
+    }
+}

@@ -1,0 +1,156 @@
+//! Carrying out what the member wants, and taking in what others ask.
+
+use super::{Ended, Ring, ToRing, Waiter, bench};
+use crate::clock::wall_ms;
+use crate::feed::Told;
+use crate::log;
+use crate::net::FromNet;
+use crate::net::link::Link;
+use dvm_core::ids::{LinkId, RequestId};
+use dvm_core::state::{Change, Content, Stamp, Submission};
+use dvm_core::wire::ExecResult;
+use dvm_core::{Answer, Input, Output, Standing};
+
+impl Ring {
+    pub(super) fn on_net(&mut self, from_net: FromNet) {
+        match from_net {
+            FromNet::Link { me, peer, view, side, stream, tls } => {
+                if me != self.member.id() {
+                    return;
+                }
+                self.last_link += 1;
+                let link = LinkId(self.last_link);
+                tracing::debug!(link = link.0, %peer, ?view, ?side, "ring link");
+                self.links.insert(link, Link::new(link, peer, stream, *tls));
+                self.inputs.push_back(Input::LinkUp { link, peer, view, side });
+            }
+            FromNet::LinkFailed { to, view } => self.inputs.push_back(Input::LinkFailed { to, view }),
+            FromNet::Control { from, message } => self.inputs.push_back(Input::Control { from, message }),
+            FromNet::Reset { peer } => self.inputs.push_back(Input::Reset { peer }),
+            FromNet::Refused { peer } => self.inputs.push_back(Input::Refused { peer }),
+        }
+    }
+
+    pub(super) fn on_asked(&mut self, asked: ToRing) {
+        match asked {
+            ToRing::Submit { stamp, change, answer } => self.submit(stamp, change, Waiter::Local(answer)),
+            ToRing::Promote { lineage, answer } => {
+                let request = self.new_request(Waiter::Local(answer));
+                self.inputs.push_back(Input::Promote { request, lineage });
+            }
+            ToRing::Input(input) => {
+                if let Input::Fenced { .. } = &input {
+                    self.forget_incarnation();
+                }
+                self.inputs.push_back(input);
+            }
+            ToRing::Look(look) => {
+                // What was asked before is done first, so that a client reads what it wrote.
+                self.handle_all();
+                look(&self.member, self.clock.now());
+            }
+            ToRing::Bench { agree, size, duration_ms, in_flight, answer } => {
+                self.bench_start(agree, size, duration_ms, in_flight, answer);
+            }
+        }
+    }
+
+    /// Proposes a change.
+    pub(super) fn submit(&mut self, stamp: Option<Stamp>, change: Change, waiter: Waiter) {
+        let request = self.new_request(waiter);
+        let submission = Submission { stamp, time_ms: wall_ms(), change };
+        self.inputs.push_back(Input::Submit { request, submission });
+    }
+
+    fn new_request(&mut self, waiter: Waiter) -> RequestId {
+        self.last_request += 1;
+        let request = RequestId(self.last_request);
+        self.waiting.insert(request, waiter);
+        request
+    }
+
+    /// Nothing of the old incarnation is left: its links, connections and measurements.
+    fn forget_incarnation(&mut self) {
+        self.net.forget_incarnation();
+        for link in std::mem::take(&mut self.links).into_keys() {
+            self.inputs.push_back(Input::LinkDown { link });
+        }
+        for (link, gives_up) in std::mem::take(&mut self.stalled) {
+            if gives_up.is_some() {
+                self.inputs.push_back(Input::LinkDown { link: link.id });
+            }
+        }
+    }
+
+    pub(super) fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Ring { link, message } => {
+                if let Some(link) = self.links.get_mut(&link) {
+                    link.place(&message);
+                }
+            }
+            Output::Deliver(delivery) => {
+                let entry = &delivery.entry;
+                log::at(entry.view.epoch.0, entry.index.0);
+                if let Content::View(proposal) = &entry.content {
+                    let (members, label) = (proposal.view.members.len(), proposal.view.label.word());
+                    tracing::info!(view = ?proposal.view.id, members, label, "view installed");
+                    for joiner in &proposal.joiners {
+                        self.net.shared().book.know(joiner.clone());
+                    }
+                }
+                self.told.push(Told::Delivered(delivery));
+            }
+            Output::Answer { request, answer } => self.answered(request, answer),
+            Output::Know(identity) => self.net.shared().book.know(*identity),
+            Output::Connect { to, view } => self.net.connect(to, view),
+            Output::Close { link } => drop(self.links.remove(&link)),
+            Output::Control { to, message } => self.net.send(to, message),
+            Output::Probe { peer } => self.net.probe(peer),
+            Output::Snapshot { to, snapshot } => self.told.push(Told::Snapshot { to, snapshot }),
+            Output::Execute(transaction) => {
+                if bench::is_empty(&transaction) {
+                    let (transaction, result) = (transaction.id, ExecResult::ok());
+                    self.inputs.push_back(Input::Executed { transaction, result });
+                    return;
+                }
+                let limit_ms = self.member.state().map_or(30_000, |state| state.config.exec_limit_ms);
+                self.told.push(Told::Execute { transaction, limit_ms });
+            }
+            Output::Standing(standing) => self.standing(standing),
+            Output::Orphans { fork, entries, truncated } => {
+                self.told.push(Told::Orphans { fork, entries, truncated });
+            }
+            Output::Restored { index } => {
+                tracing::info!(index = index.0, "the state was taken over");
+                self.tell_restored();
+            }
+        }
+    }
+
+    fn answered(&mut self, request: RequestId, answer: Answer) {
+        match self.waiting.remove(&request) {
+            Some(Waiter::Local(waiter)) => self.answers.push((waiter, answer)),
+            Some(Waiter::Bench(since)) => self.bench_step(since, &answer),
+            None => tracing::error!(request = request.0, "an answer to no request"),
+        }
+    }
+
+    fn standing(&mut self, standing: Standing) {
+        tracing::info!(?standing, "standing");
+        if let Some(state) = self.member.state() {
+            self.net.shared().set_silence_ms(state.config.silence_ms);
+        }
+        match &standing {
+            Standing::Left { by } => self.ended = Some(Ended::Left(*by)),
+            Standing::Refused { reason } => {
+                if let Some(admitted) = self.admitted.take() {
+                    admitted(Err(reason.clone()));
+                }
+                self.ended = Some(Ended::Refused(reason.clone()));
+            }
+            _ => {}
+        }
+        self.told.push(Told::Standing(standing));
+    }
+}

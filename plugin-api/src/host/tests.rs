@@ -1,0 +1,147 @@
+use super::*;
+use crate::{Event, Place};
+use serde_json::{Map, Value, json};
+use std::path::PathBuf;
+
+fn counter() -> PathBuf {
+    let tests = std::env::current_exe().expect("a test runs from a file");
+    let directory = tests.parent().and_then(Path::parent).expect("target/PROFILE/deps");
+    let path = directory.join("libcounter.so");
+    assert!(path.is_file(), "{} is missing; run `cargo build -p dvm-plugin-counter` first", path.display());
+    path
+}
+
+extern "C" fn silent(_: *const (), _: u8, _: RSlice<'_, u8>) {}
+
+fn calls() -> HostCalls {
+    HostCalls { ctx: std::ptr::null(), log: silent }
+}
+
+fn pack(value: &Value) -> Vec<u8> {
+    rmp_serde::to_vec_named(value).expect("JSON fits")
+}
+
+fn place() -> Vec<u8> {
+    let place = Place { member: "k1".into(), rank: 1, peers: vec!["k0".into(), "k1".into()] };
+    rmp_serde::to_vec_named(&place).expect("plain data")
+}
+
+fn module() -> Module {
+    // SAFETY: the example plug-in, which nobody writes while the tests run.
+    unsafe { Module::load(&counter()) }.expect("it loads")
+}
+
+fn apply(instance: &mut Instance, command: &Value) -> Result<Value, CallError> {
+    let reply = instance.apply(&pack(command), &encode_meta(&Meta::at(7)))?;
+    Ok(rmp_serde::from_slice(&reply).expect("a reply"))
+}
+
+#[test]
+fn an_instance_goes_through_its_life() {
+    let module = module();
+    let config = pack(&json!({"start": 10, "step": 2}));
+    module.validate(&config, &place(), calls()).expect("it would do");
+    let mut instance = module.start(&config, &place(), calls()).expect("it starts");
+    instance.on_role(Role::Active).expect("a role");
+    instance.on_place(&place()).expect("a place");
+    let event = Event::new(3, "member-failed", Map::new());
+    instance.on_event(&rmp_serde::to_vec_named(&event).expect("plain data")).expect("an event");
+    assert_eq!(apply(&mut instance, &json!({"add": 3})), Ok(json!({"value": 16})));
+    let state = instance.snapshot().expect("a snapshot");
+    let mut other = module.start(&pack(&json!({})), &place(), calls()).expect("a second one");
+    other.restore(&state).expect("it takes the state");
+    assert_eq!(apply(&mut other, &json!({"get": true})), Ok(json!({"value": 16})));
+    other.configure(&config).expect("it takes the configuration");
+    assert_eq!(apply(&mut other, &json!({"add": 1})), Ok(json!({"value": 18})));
+    let reply = other.query(&pack(&json!({"get": true}))).expect("a reply");
+    assert_eq!(rmp_serde::from_slice::<Value>(&reply).expect("a reply"), json!({"value": 18}));
+    instance.stop().expect("it stops");
+    other.stop().expect("it stops");
+}
+
+#[test]
+fn errors_and_bytes_that_do_not_decode_leave_the_instance_as_it_was() {
+    let module = module();
+    let refused = module.validate(&pack(&json!({"refuse_on": ["k1"]})), &place(), calls());
+    assert_eq!(refused, Err(CallError::Own("refuse_on names k1".into())));
+    let unknown = module.validate(&pack(&json!({"nonsense": 1})), &place(), calls()).expect_err("unknown");
+    assert!(unknown.to_string().contains("unknown field `nonsense`"), "{unknown}");
+    let mut instance = module.start(&pack(&json!({})), &place(), calls()).expect("it starts");
+    assert!(matches!(apply(&mut instance, &json!({"jump": 1})), Err(CallError::Own(_))));
+    assert!(matches!(instance.apply(b"\xc1", b"\xc1"), Err(CallError::Own(_))));
+    assert!(matches!(instance.restore(b"short"), Err(CallError::Own(_))));
+    assert_eq!(apply(&mut instance, &json!({"add": 1})), Ok(json!({"value": 1})));
+}
+
+#[test]
+fn a_panic_stops_at_the_boundary_and_poisons_the_instance_alone() {
+    let module = module();
+    let config = pack(&json!({"faults": true}));
+    let mut bad = module.start(&config, &place(), calls()).expect("it starts");
+    let mut good = module.start(&config, &place(), calls()).expect("it starts");
+    assert_eq!(
+        apply(&mut bad, &json!({"fail": "panic"})),
+        Err(CallError::Panic("a panic was asked for".into()))
+    );
+    assert_eq!(apply(&mut bad, &json!({"get": true})), Err(CallError::Poisoned));
+    assert_eq!(bad.stop(), Err(CallError::Poisoned));
+    assert_eq!(apply(&mut good, &json!({"fail": "panic", "on": "k0"})), Ok(json!({"value": 0})));
+}
+
+#[test]
+fn a_library_that_is_not_there_and_one_of_another_kind_are_told_apart() {
+    // SAFETY: there is nothing to load.
+    let missing = unsafe { Module::load(Path::new("/nowhere/libnothing.so")) };
+    assert!(matches!(missing, Err(LoadError::MissingLibrary { .. })));
+}
+
+/// The module of another version: its functions, then those that only it has.
+macro_rules! other_version {
+    ($name:ident, apply($handle:ty) $(, $more:ident)?) => {
+        #[allow(dead_code, reason = "only its layout is looked at")]
+        mod $name {
+            use super::super::*;
+
+            #[repr(C)]
+            #[derive(StableAbi)]
+            #[sabi(kind(Prefix(prefix_ref = PluginModuleRef)))]
+            #[sabi(missing_field(option))]
+            pub(super) struct PluginModule {
+                validate: extern "C" fn(config: RSlice<'_, u8>, place: RSlice<'_, u8>, calls: HostCalls, out: Out) -> u32,
+                start: extern "C" fn(
+                    config: RSlice<'_, u8>,
+                    place: RSlice<'_, u8>,
+                    calls: HostCalls,
+                    instance: &mut Handle,
+                    out: Out,
+                ) -> u32,
+                apply:
+                    extern "C" fn(instance: $handle, command: RSlice<'_, u8>, meta: RSlice<'_, u8>, out: Out) -> u32,
+                query: extern "C" fn(instance: Handle, command: RSlice<'_, u8>, out: Out) -> u32,
+                configure: extern "C" fn(instance: Handle, config: RSlice<'_, u8>, out: Out) -> u32,
+                on_event: extern "C" fn(instance: Handle, event: RSlice<'_, u8>, out: Out) -> u32,
+                on_role: extern "C" fn(instance: Handle, role: u32, fence: u64, out: Out) -> u32,
+                on_place: extern "C" fn(instance: Handle, place: RSlice<'_, u8>, out: Out) -> u32,
+                snapshot: extern "C" fn(instance: Handle, out: Out) -> u32,
+                restore: extern "C" fn(instance: Handle, snapshot: RSlice<'_, u8>, out: Out) -> u32,
+                #[sabi(last_prefix_field)]
+                stop: extern "C" fn(instance: Handle, out: Out) -> u32,
+                $($more: extern "C" fn(instance: Handle) -> u32,)?
+            }
+        }
+    };
+}
+
+other_version!(newer, apply(Handle), health);
+other_version!(changed, apply(u64));
+
+#[test]
+fn modules_that_have_grown_fit_both_ways_and_changed_ones_do_not() {
+    let (ours, newer, changed) =
+        (PluginModuleRef::LAYOUT, newer::PluginModuleRef::LAYOUT, changed::PluginModuleRef::LAYOUT);
+    assert_eq!(check_layouts(ours, ours), Ok(()));
+    assert_eq!(check_layouts(ours, newer), Ok(()), "a new plug-in on this host");
+    assert_eq!(check_layouts(newer, ours), Ok(()), "this plug-in on a new host");
+    let reason = check_layouts(ours, changed).expect_err("the handle became a number");
+    assert_eq!(reason, "apply.fn: expected Handle, found u64");
+}
