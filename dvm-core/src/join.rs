@@ -26,6 +26,8 @@ const EARLY_MAX: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Joining {
     config: Config,
+    /// Whom it was told to ask.
+    origin: MemberId,
     /// Whom it asks.
     contact: MemberId,
     /// When one that was asked last answered.
@@ -73,6 +75,7 @@ impl Joining {
         cx.stand(Standing::Joining);
         Self {
             config,
+            origin: contact,
             contact,
             heard: cx.now,
             due: cx.now,
@@ -184,7 +187,10 @@ impl Joining {
     fn try_another(&mut self, me: &Identity) {
         let seat = self.lost.as_ref().filter(|seat| seat.config().partition == Partition::Quorum);
         let state = self.learned.as_ref().or(seat.map(|seat| &seat.record)).map(|record| &record.state);
-        let Some(state) = state else { return };
+        let Some(state) = state else {
+            self.contact = self.origin;
+            return;
+        };
         let members = &state.view.members;
         let from = members.iter().position(|m| *m == self.contact).map_or(0, |at| at + 1);
         let others = members.iter().cycle().skip(from).take(members.len());

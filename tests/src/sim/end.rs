@@ -7,10 +7,10 @@ use super::dice::pick;
 use super::failure::Class;
 use super::process::{Process, Run};
 use super::world::{Event, World};
-use dvm_core::ids::MemberId;
+use dvm_core::ids::{MemberId, ViewId};
 use dvm_core::view::{Label, View};
 use dvm_core::{Input, Partition, Phase};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,11 @@ pub enum End {
     Blocked,
     /// Every member that held the state is dead; the others never got in.
     OnlyJoiners,
+    /// `survive`: branches that work, and whose common members are all dead, so that neither knows of the other.
+    Strangers {
+        /// How many.
+        branches: usize,
+    },
 }
 
 impl End {
@@ -54,6 +59,7 @@ impl End {
             Self::OneView { label: Label::Provisional, .. } => "one-view-provisional",
             Self::Blocked => "blocked",
             Self::OnlyJoiners => "only-joiners",
+            Self::Strangers { .. } => "strangers",
         }
     }
 }
@@ -267,7 +273,31 @@ impl World {
         if self.is_quorum_lost(&live) {
             return self.blocked(&live);
         }
-        self.one_view(&live)
+        self.one_view(&live).or_else(|why| self.strangers(&live).ok_or(why))
+    }
+
+    /// Groups that are each in one view and cannot know of each other.
+    fn strangers(&mut self, live: &[usize]) -> Option<End> {
+        if self.options.config.partition == Partition::Quorum {
+            return None;
+        }
+        let mut groups: BTreeMap<ViewId, Vec<usize>> = BTreeMap::new();
+        for pid in live.iter().filter(|pid| self.processes[**pid].had_state) {
+            groups.entry(self.processes[*pid].member.view()?.id).or_default().push(*pid);
+        }
+        let knows = |a: &[usize], b: &[usize]| {
+            let state = self.processes[a[0]].member.state().expect("it is in a view");
+            let gone = state.departed.iter().filter(|departed| !departed.in_order);
+            let names: BTreeSet<_> = gone.map(|departed| &departed.identity.name).collect();
+            b.iter().any(|pid| names.contains(&self.processes[*pid].identity.name))
+        };
+        let all: Vec<_> = groups.values().collect();
+        let strange = all.iter().all(|a| all.iter().all(|b| a == b || !knows(a, b)));
+        if all.len() < 2 || !strange {
+            return None;
+        }
+        let all: Vec<Vec<usize>> = groups.into_values().collect();
+        all.iter().all(|group| self.one_view(group).is_ok()).then_some(End::Strangers { branches: all.len() })
     }
 
     /// The newest view that a live member is in, and who of it lives.
