@@ -5,7 +5,7 @@ use crate::cx::Cx;
 use crate::ids::{HistoryIndex, Lineage, MemberId, OriginSeq, Rank, RequestId, ViewId};
 use crate::io::{Answer, Refusal, Reject, Standing};
 use crate::seat::{Exit, Seat};
-use crate::state::{Applied, LeaveBy, summary};
+use crate::state::{Applied, FailureCause, LeaveBy, summary};
 use crate::timer::Timer;
 use crate::view::{Label, View, ring_order};
 use crate::wire::{Accepted, Ballot, BallotKind, Control, Departure, DepartureCause, Identity, Proposal};
@@ -27,6 +27,8 @@ pub(crate) struct Coordination {
     /// All bodies are here and it was sent.
     proposed: bool,
     accepts: BTreeSet<MemberId>,
+    /// How often the present phase's messages were sent.
+    asked: u32,
 }
 
 #[derive(Debug)]
@@ -45,7 +47,7 @@ impl Seat {
         let suspects = self.suspects();
         let leaving = self.record.state.members.values().any(|record| record.leaving.is_some());
         let joining = !self.is_yielding() && self.admission.anybody_ready(cx.now, self.silence_ms());
-        let wedged = self.is_wedged() || self.detector.anybody_asks();
+        let wedged = self.is_wedged() || self.detector.anybody_asks() || self.has_bad_edge();
         if suspects.is_empty() && !leaving && !joining && !wedged {
             self.timers.stop(Timer::Change);
             return;
@@ -150,6 +152,7 @@ impl Seat {
             fresh: false,
             proposed: false,
             accepts: BTreeSet::new(),
+            asked: 0,
         });
         self.timers.set(Timer::Overdue, cx.now.plus_ms(self.silence_ms() / 2));
         self.ask(cx);
@@ -187,8 +190,26 @@ impl Seat {
         }
     }
 
+    /// Asks again those who have not answered; the second time through others, too.
     pub(crate) fn resend(&mut self, cx: &mut Cx) {
+        let Some(coordination) = &mut self.coordination else { return };
+        coordination.asked += 1;
+        if coordination.asked >= 2 {
+            let answered: Vec<_> = coordination.acks.keys().copied().filter(|m| *m != cx.me.id).collect();
+            if !answered.is_empty() {
+                let via = answered[cx.prng.below(answered.len() as u64) as usize];
+                let missing = coordination.responders.iter().filter(|m| {
+                    if coordination.proposed {
+                        !coordination.accepts.contains(m)
+                    } else {
+                        !coordination.acks.contains_key(m)
+                    }
+                });
+                cx.detours = missing.filter(|m| **m != via).map(|m| (*m, via)).collect();
+            }
+        }
         self.ask(cx);
+        cx.detours.clear();
     }
 
     /// Some of R have not answered in time: they count as silent, and a smaller R is asked.
@@ -309,7 +330,7 @@ impl Seat {
             return;
         }
         if !coordination.proposed {
-            coordination.proposed = true;
+            (coordination.proposed, coordination.asked) = (true, 0);
             coordination.accepts.insert(cx.me.id);
             let (kind, ballot) = (coordination.kind, coordination.ballot);
             let accepted = Accepted { kind, ballot, proposal: proposal.clone() };
@@ -401,6 +422,22 @@ impl Seat {
         }
         let joiners = if self.is_yielding() { Vec::new() } else { self.joiners(cx, &members) };
         members.extend(joiners.iter().map(|joiner| joiner.id));
+        let ring = loop {
+            let bad = self.edges.among(&members);
+            if let Some(ring) = ring_order(members.len(), &bad) {
+                break ring;
+            }
+            // No order avoids the bad edges: the youngest member that has one is left out.
+            let (youngest, noticed_by) = bad
+                .iter()
+                .flat_map(|(a, b)| [(*a, *b), (*b, *a)])
+                .max_by_key(|(rank, _)| *rank)
+                .map(|(rank, other)| (members[rank.at()], members[other.at()]))
+                .expect("without bad edges there is an order");
+            members.retain(|m| *m != youngest);
+            let why = DepartureCause::Failed { cause: FailureCause::OneWay, noticed_by, last_heard_ms: None };
+            departures.push(Departure { member: youngest, why });
+        };
         let (label, lineage) = match coordination.kind {
             BallotKind::Confirmed => (Label::Confirmed, self.view.lineage),
             BallotKind::Provisional => (Label::Provisional, self.view.lineage),
@@ -414,7 +451,7 @@ impl Seat {
             proposer_name: cx.me.name.clone(),
             lineage,
             label,
-            ring: ring_order(members.len(), &[]).expect("without bad edges rank order will do"),
+            ring,
             members,
         };
         Proposal { view, parent: self.view.id, joiners, departures, upto, delivered, time_ms: cx.wall_ms }

@@ -27,6 +27,8 @@ pub(crate) struct Cx {
     pub(crate) waiting: VecDeque<Own>,
     /// Who waits for the end of a transaction that was ordered.
     pub(crate) awaited: BTreeMap<TransactionId, Vec<RequestId>>,
+    /// Whom to send through while a message is answered that came that way.
+    pub(crate) detours: BTreeMap<MemberId, MemberId>,
     /// This member was told to leave.
     pub(crate) leaving: Option<LeaveBy>,
     standing: Option<Standing>,
@@ -43,12 +45,21 @@ impl Cx {
             late: Lateness::default(),
             waiting: VecDeque::new(),
             awaited: BTreeMap::new(),
+            detours: BTreeMap::new(),
             leaving: None,
             standing: None,
         }
     }
 
     pub(crate) fn send(&mut self, to: MemberId, message: Control) {
+        if let (Some(via), false) = (self.detours.get(&to).copied(), matches!(message, Control::Relay { .. }))
+        {
+            let (from, relayed) = (self.me.id, Box::new(message.clone()));
+            self.out.push_back(Output::Control {
+                to: via,
+                message: Control::Relay { from, to, message: relayed },
+            });
+        }
         if to != self.me.id {
             self.out.push_back(Output::Control { to, message });
         }

@@ -15,6 +15,37 @@ use crate::wire::{Control, Departure, DepartureCause, Evidence, Heartbeat, Ident
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
+/// Streams that are begun anew before their edge counts as bad.
+const RESETS_MAX: u32 = 2;
+/// How long an edge counts as bad, in silence time-outs.
+const EDGE_SILENCES: u64 = 60;
+
+/// Ring edges that carry nothing, though both ends live. They outlive views: the next ring avoids them, too.
+#[derive(Debug, Default)]
+pub(crate) struct Edges {
+    bad: BTreeMap<(MemberId, MemberId), Time>,
+}
+
+impl Edges {
+    fn note(&mut self, from: MemberId, to: MemberId, now: Time) {
+        self.bad.insert((from, to), now);
+    }
+
+    fn forget(&mut self, now: Time, silence_ms: u64) {
+        self.bad.retain(|_, at| now.ms_since(*at) < EDGE_SILENCES * silence_ms);
+    }
+
+    fn from(&self, from: MemberId) -> impl Iterator<Item = MemberId> {
+        self.bad.keys().filter(move |(a, _)| *a == from).map(|(_, b)| *b)
+    }
+
+    /// Those between these members, as ranks.
+    pub(crate) fn among(&self, members: &[MemberId]) -> Vec<(Rank, Rank)> {
+        let rank = |m: &MemberId| members.iter().position(|x| x == m).map(|at| Rank(at as u16));
+        self.bad.keys().filter_map(|(a, b)| Some((rank(a)?, rank(b)?))).collect()
+    }
+}
+
 /// What is known about the other members of one view, by rank.
 #[derive(Debug)]
 pub(crate) struct Detector {
@@ -30,8 +61,8 @@ struct Other {
     elsewhere_since: Option<Time>,
     /// Evidence by accuser, with the time of its last word.
     accused_by: BTreeMap<Rank, (Evidence, Time)>,
-    /// Its ring stream from me is at this mark since then, though more was sent.
-    stuck: Option<(u64, Time)>,
+    /// Its ring stream from me is at this mark since then, though more was sent, and was begun anew so often.
+    stuck: Option<(u64, Time, u32)>,
     /// It asked how this view ended: it is wedged.
     asks: bool,
     /// It left a ballot of this member unanswered then: without its answer no ballot here can end.
@@ -179,7 +210,9 @@ impl Seat {
             let (evidence, _) = self.detector.others[rank.at()].accused_by.get(&me)?;
             Some((self.view.member(rank), *evidence))
         });
-        let accused: Vec<_> = accused.collect();
+        let mine = self.view.member(me);
+        let edges = self.edges.from(mine).map(|to| (to, Evidence::BadEdge));
+        let accused: Vec<_> = accused.chain(edges).collect();
         if !accused.is_empty() {
             let message = Control::Suspect { view: self.view.id, accused };
             cx.send_all(self.unsuspected(), &message);
@@ -195,6 +228,10 @@ impl Seat {
     ) -> Result<(), Reject> {
         let accuser = self.admit(cx, from, view)?;
         for (member, evidence) in accused {
+            if *evidence == Evidence::BadEdge {
+                self.edges.note(from, *member, cx.now);
+                continue;
+            }
             let Some(rank) = self.view.rank_of(*member).filter(|rank| *rank != self.rank) else { continue };
             self.detector.others[rank.at()].accused_by.insert(accuser, (*evidence, cx.now));
             let hears = cx.now.ms_since(self.detector.heard(rank)) < self.silence_ms() / 2;
@@ -264,6 +301,8 @@ impl Seat {
         for (rank, evidence) in told {
             self.accuse(cx, rank, evidence);
         }
+        self.watch_link(cx);
+        self.edges.forget(cx.now, silence_ms);
         self.tell_suspicions(cx);
         self.reconsider(cx);
     }
@@ -315,14 +354,27 @@ impl Seat {
         let stuck = &mut self.detector.others[rank.at()].stuck;
         match *stuck {
             _ if !behind => *stuck = None,
-            Some((at, since)) if at == mark => {
+            Some((at, since, resets)) if at == mark => {
                 if cx.now.ms_since(since) > silence_ms {
-                    *stuck = Some((mark, cx.now));
+                    *stuck = Some((mark, cx.now, resets + 1));
+                    if resets + 1 >= RESETS_MAX {
+                        self.edges.note(self.view.member(self.rank), self.view.member(rank), cx.now);
+                    }
                     self.links.reset_outgoing(cx);
                     self.connect(cx);
                 }
             }
-            _ => *stuck = Some((mark, cx.now)),
+            _ => *stuck = Some((mark, cx.now, 0)),
+        }
+    }
+
+    /// The successor is heard, and no stream to it comes about.
+    fn watch_link(&mut self, cx: &mut Cx) {
+        let successor = self.view.successor(self.rank);
+        let missing = self.links.missing_since.filter(|_| successor != self.rank && !self.is_wedged());
+        let long = missing.is_some_and(|since| cx.now.ms_since(since) > 2 * self.silence_ms());
+        if long && cx.now.ms_since(self.detector.heard(successor)) < self.silence_ms() {
+            self.edges.note(self.view.member(self.rank), self.view.member(successor), cx.now);
         }
     }
 
@@ -347,6 +399,12 @@ impl Seat {
         if !self.view.has(peer) && !self.view.has(by.id) {
             self.find(cx, by);
         }
+    }
+
+    /// Whether an edge of the present ring is bad.
+    pub(crate) fn has_bad_edge(&self) -> bool {
+        let bad = self.edges.among(&self.view.members);
+        bad.iter().any(|(a, b)| self.view.successor(*a) == *b)
     }
 
     /// Why a suspected member is left out.

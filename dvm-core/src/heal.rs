@@ -71,7 +71,8 @@ impl Seat {
         match self.record.state.healing.clone() {
             None => self.look_for_others(cx),
             Some(Healing::Yielding { .. }) if overdue => self.propose_step(cx, Change::YieldCancel),
-            Some(Healing::Yielding { to }) => {
+            Some(Healing::Yielding { to, rank0 }) => {
+                cx.know(&rank0);
                 let members = self.record.state.members.values().map(|record| record.identity.clone());
                 let message = Control::Yielded {
                     to: to.id,
@@ -174,7 +175,7 @@ impl Seat {
         let loses = branch.id != self.view.id && merit(&summary) < merit(&branch);
         cx.send(from, Control::ProbeReply { branch: summary, rank0, ancestry });
         if loses && branch.rank0 == from {
-            self.yield_to(cx, branch);
+            self.yield_to(cx, branch, identity);
         }
         Ok(())
     }
@@ -216,7 +217,7 @@ impl Seat {
             return self.overtaken(cx, branch, from);
         }
         if merit(&self.record.state.summary()) < merit(&branch) {
-            self.yield_to(cx, branch);
+            self.yield_to(cx, branch, rank0);
         } else if from != rank0.id {
             // It is the other side's to yield; its rank 0 learns of this one at once.
             cx.send(rank0.id, self.probe(cx));
@@ -225,9 +226,9 @@ impl Seat {
     }
 
     /// Orders that this branch gives way, if it is this member's to say.
-    fn yield_to(&mut self, cx: &mut Cx, branch: Summary) {
+    fn yield_to(&mut self, cx: &mut Cx, to: Summary, rank0: &Identity) {
         if self.is_healer() && self.record.state.healing.is_none() && self.may_branch() {
-            self.propose_step(cx, Change::Yield { to: branch });
+            self.propose_step(cx, Change::Yield { to, rank0: Box::new(rank0.clone()) });
         }
     }
 
@@ -291,7 +292,7 @@ impl Seat {
         from: MemberId,
         branch: &Summary,
     ) -> Result<(), Reject> {
-        let Some(Healing::Yielding { to }) = &self.record.state.healing else {
+        let Some(Healing::Yielding { to, .. }) = &self.record.state.healing else {
             return Err(Reject::Unexpected { what: "cancellation" });
         };
         if !self.is_healer() || (to.rank0 != from && to.id != branch.id) {

@@ -5,7 +5,7 @@
 //! a slow link holds back only this member's own clients.
 
 use crate::cx::Cx;
-use crate::ids::{LinkId, MemberId, ViewId};
+use crate::ids::{LinkId, MemberId, Time, ViewId};
 use crate::io::{Output, Reject, Side};
 use crate::seat::Seat;
 use crate::timer::Timer;
@@ -23,6 +23,8 @@ const EARLY_MAX: usize = 8;
 pub(crate) struct Links {
     outgoing: Option<Outgoing>,
     incoming: Option<LinkId>,
+    /// Since when there is no stream to the successor.
+    pub(crate) missing_since: Option<Time>,
     /// Accepted for views that are still to be installed here.
     pub(crate) early: Vec<(LinkId, MemberId, ViewId)>,
 }
@@ -46,6 +48,7 @@ impl Links {
 
     /// Closes both; what was accepted early stays.
     pub(crate) fn close_all(&mut self, cx: &mut Cx) {
+        self.missing_since = None;
         let outgoing = self.outgoing.take().map(|out| out.link);
         for link in outgoing.into_iter().chain(self.incoming.take()) {
             cx.out.push_back(Output::Close { link });
@@ -57,6 +60,7 @@ impl Seat {
     /// Asks for a link to the successor.
     pub(crate) fn connect(&mut self, cx: &mut Cx) {
         if self.view.size() > 1 && !self.is_wedged() && self.links.outgoing.is_none() {
+            self.links.missing_since.get_or_insert(cx.now);
             cx.out.push_back(Output::Connect { to: self.successor(), view: self.view.id });
         }
     }
@@ -158,6 +162,7 @@ impl Seat {
             let out = out.ok_or(Reject::StaleLink { link })?;
             self.broadcast.resume(&received, &stable)?;
             out.resumed = true;
+            self.links.missing_since = None;
             self.detector.hear(successor, cx.now);
             self.collect_resumes();
             self.settle(cx);

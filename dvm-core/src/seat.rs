@@ -10,7 +10,7 @@ use crate::agreement::Collecting;
 use crate::ballot::Coordination;
 use crate::config::Config;
 use crate::cx::{Cx, encode};
-use crate::detect::Detector;
+use crate::detect::{Detector, Edges};
 use crate::flush::Wedge;
 use crate::heal::Heal;
 use crate::ids::{HistoryIndex, Lineage, MemberId, Rank, RequestId, TransactionId, ViewId};
@@ -42,6 +42,7 @@ pub(crate) struct Seat {
     pub(crate) links: Links,
     pub(crate) collecting: BTreeMap<TransactionId, Collecting>,
     pub(crate) detector: Detector,
+    pub(crate) edges: Edges,
     /// There once the first promise in this view was given: no ring traffic any more.
     pub(crate) wedge: Option<Wedge>,
     /// The ballot this member coordinates.
@@ -88,6 +89,7 @@ impl Seat {
             rank,
             timers: Timers::default(),
             links: Links::default(),
+            edges: Edges::default(),
             collecting: BTreeMap::new(),
             wedge: None,
             coordination: None,
@@ -244,7 +246,11 @@ impl Seat {
             return Err(Reject::Malformed { what: "relay" });
         }
         if to == cx.me.id {
-            return self.on_control(cx, author, message);
+            // The direct way may be closed in the other direction, too.
+            cx.detours.insert(author, via);
+            let handled = self.on_control(cx, author, message);
+            cx.detours.remove(&author);
+            return handled;
         }
         cx.send(to, Control::Relay { from: author, to, message: Box::new(message) });
         Ok(())

@@ -78,6 +78,8 @@ pub enum Change {
     Yield {
         /// The winner.
         to: Summary,
+        /// Whom to tell there.
+        rank0: Box<Identity>,
     },
     /// It does not, after all.
     YieldCancel,
@@ -398,6 +400,8 @@ pub enum Healing {
     Yielding {
         /// To which branch.
         to: Summary,
+        /// Whom to tell there: every member may come to be the one that does.
+        rank0: Box<Identity>,
     },
     /// It takes another branch's members in.
     Taking(Box<Take>),

@@ -455,8 +455,10 @@ impl State {
                 }
                 step.kinds.push(EventKind::Halting { by });
             }
-            Change::Yield { to } => match self.healing {
-                None if origin == self.view.members[0] => self.healing = Some(Healing::Yielding { to }),
+            Change::Yield { to, rank0 } => match self.healing {
+                None if origin == self.view.members[0] => {
+                    self.healing = Some(Healing::Yielding { to, rank0 });
+                }
                 _ => step.applied = refused("busy", "this side is already being healed"),
             },
             Change::YieldCancel => {
