@@ -5,7 +5,7 @@ use crate::cx::Cx;
 use crate::ids::{HistoryIndex, Lineage, MemberId, OriginSeq, Rank, RequestId, ViewId};
 use crate::io::{Answer, Refusal, Reject, Standing};
 use crate::seat::{Exit, Seat};
-use crate::state::{Applied, FailureCause, LeaveBy, summary};
+use crate::state::{Applied, LeaveBy, summary};
 use crate::timer::Timer;
 use crate::view::{Label, View, ring_order};
 use crate::wire::{Accepted, Ballot, BallotKind, Control, Departure, DepartureCause, Identity, Proposal};
@@ -130,7 +130,24 @@ impl Seat {
         self.begin_ballot(cx);
     }
 
+    /// Where no order of the ring avoids the bad edges, the youngest member that has one is left out.
+    fn leave_out_unreachable(&mut self, cx: &Cx) {
+        loop {
+            let mut members = self.unsuspected();
+            members.retain(|m| self.record.state.members.get(m).is_some_and(|record| record.leaving.is_none()));
+            let bad = self.edges.among(&members);
+            if ring_order(members.len(), &bad).is_some() {
+                return;
+            }
+            let ends = bad.iter().flat_map(|(a, b)| [members[a.at()], members[b.at()]]);
+            let ranks = ends.filter_map(|m| self.view.rank_of(m)).filter(|rank| *rank != self.rank);
+            let Some(youngest) = ranks.max() else { return };
+            self.detector.cut_off(youngest, cx.now);
+        }
+    }
+
     fn begin_ballot(&mut self, cx: &mut Cx) {
+        self.leave_out_unreachable(cx);
         let me = cx.me.id;
         let promised = self.stop_ring(cx).promised;
         let Some(kind) = self.ballot_kind() else {
@@ -422,22 +439,11 @@ impl Seat {
         }
         let joiners = if self.is_yielding() { Vec::new() } else { self.joiners(cx, &members) };
         members.extend(joiners.iter().map(|joiner| joiner.id));
-        let ring = loop {
-            let bad = self.edges.among(&members);
-            if let Some(ring) = ring_order(members.len(), &bad) {
-                break ring;
-            }
-            // No order avoids the bad edges: the youngest member that has one is left out.
-            let (youngest, noticed_by) = bad
-                .iter()
-                .flat_map(|(a, b)| [(*a, *b), (*b, *a)])
-                .max_by_key(|(rank, _)| *rank)
-                .map(|(rank, other)| (members[rank.at()], members[other.at()]))
-                .expect("without bad edges there is an order");
-            members.retain(|m| *m != youngest);
-            let why = DepartureCause::Failed { cause: FailureCause::OneWay, noticed_by, last_heard_ms: None };
-            departures.push(Departure { member: youngest, why });
-        };
+        // A ballot begins by leaving out whom no order can reach.
+        let bad = self.edges.among(&members);
+        let ring = ring_order(members.len(), &bad)
+            .or_else(|| ring_order(members.len(), &[]))
+            .expect("without bad edges there is an order");
         let (label, lineage) = match coordination.kind {
             BallotKind::Confirmed => (Label::Confirmed, self.view.lineage),
             BallotKind::Provisional => (Label::Provisional, self.view.lineage),

@@ -67,6 +67,8 @@ struct Other {
     asks: bool,
     /// It left a ballot of this member unanswered then: without its answer no ballot here can end.
     mute: Option<Time>,
+    /// It is mute because no ring can reach it.
+    cut_off: bool,
 }
 
 impl Detector {
@@ -79,6 +81,7 @@ impl Detector {
             stuck: None,
             asks: false,
             mute: None,
+            cut_off: false,
         };
         Self { others: view.members.iter().map(|_| other()).collect(), now }
     }
@@ -111,6 +114,12 @@ impl Detector {
     /// Notes that a member left a ballot unanswered.
     pub(crate) fn mute(&mut self, rank: Rank, now: Time) {
         self.others[rank.at()].mute = Some(now);
+    }
+
+    /// Notes that no order of the ring reaches a member.
+    pub(crate) fn cut_off(&mut self, rank: Rank, now: Time) {
+        self.mute(rank, now);
+        self.others[rank.at()].cut_off = true;
     }
 
     /// Nothing can be concluded from the time that has passed.
@@ -417,6 +426,7 @@ impl Seat {
         let (accuser, evidence) =
             strongest.map_or((self.rank, Evidence::Silent), |(accuser, (evidence, _))| (*accuser, *evidence));
         let cause = match evidence {
+            _ if other.cut_off && evidence != Evidence::Dead => FailureCause::OneWay,
             Evidence::Dead => FailureCause::LinkReset,
             Evidence::Silent => FailureCause::Silent,
             Evidence::NotMember => FailureCause::OtherView,

@@ -101,11 +101,7 @@ impl Joining {
 
     pub(crate) fn handle(&mut self, cx: &mut Cx, input: Input) -> Result<Next, Reject> {
         match input {
-            Input::Wake => {
-                if cx.now >= self.due {
-                    return Ok(self.ask(cx));
-                }
-            }
+            Input::Wake if cx.now >= self.due => return Ok(self.ask(cx)),
             Input::Control { from, message } => return self.on_control(cx, from, message),
             Input::Snapshot { from, snapshot } => self.on_snapshot(cx, from, *snapshot),
             Input::Submit { request, submission } => {
@@ -147,10 +143,10 @@ impl Joining {
     fn ask(&mut self, cx: &mut Cx) -> Next {
         self.due = cx.now.plus_ms((self.silence_ms() / 8).max(1));
         let silent_ms = cx.now.ms_since(self.heard);
-        if silent_ms > 4 * self.silence_ms() {
-            if let Some(next) = self.give_up(cx) {
-                return next;
-            }
+        if silent_ms > 4 * self.silence_ms()
+            && let Some(next) = self.give_up(cx)
+        {
+            return next;
         }
         if silent_ms > self.silence_ms() && cx.prng.chance(1, 2) {
             self.try_another(&cx.me);

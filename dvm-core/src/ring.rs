@@ -315,8 +315,8 @@ impl Broadcast {
         let again = self.order.iter().filter(|(key, oseq)| lacks(key, **oseq));
         self.forward = again.map(|(key, oseq)| Forward::Data(key.origin, *oseq)).collect();
         self.forward_data = self.forward.len();
-        for o in 0..n {
-            if self.stable[o] > stable[o] && self.closer[o] != self.successor {
+        for (o, theirs) in stable.iter().enumerate() {
+            if self.stable[o] > *theirs && self.closer[o] != self.successor {
                 self.push_stable(Rank(o as u16), self.stable[o]);
             }
         }

@@ -14,9 +14,15 @@ pub(crate) fn run() -> Result<()> {
     } else {
         skipped.push("format: rustfmt is not installed; rustup component add rustfmt");
     }
+    if has("clippy") {
+        cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
+    } else {
+        skipped.push("lints: clippy is not installed; rustup component add clippy");
+    }
     // Tests of real processes run these, and cargo does not build other packages' binaries for them.
     cargo(&["build", "--workspace", "--bins"])?;
     cargo(&["build", "-p", "dvm-plugin-counter"])?;
+    simulate(&["--seeds", SEEDS])?;
     if has("nextest") {
         cargo(&["nextest", "run", "--workspace"])?;
         // nextest leaves out the examples in the documentation.
@@ -35,8 +41,11 @@ pub(crate) fn run() -> Result<()> {
 }
 
 /// Runs the simulator, compiled for release.
-pub(crate) fn simulate(args: &[String]) -> Result<()> {
+pub(crate) fn simulate<S: AsRef<str>>(args: &[S]) -> Result<()> {
     let mut all = vec!["run", "--release", "--quiet", "-p", "dvm-tests", "--bin", "simulate", "--"];
-    all.extend(args.iter().map(String::as_str));
+    all.extend(args.iter().map(AsRef::as_ref));
     cargo(&all)
 }
+
+/// Seeds of the simulator that every change must pass.
+const SEEDS: &str = "3000";
