@@ -134,7 +134,8 @@ impl Seat {
     fn leave_out_unreachable(&mut self, cx: &Cx) {
         loop {
             let mut members = self.unsuspected();
-            members.retain(|m| self.record.state.members.get(m).is_some_and(|record| record.leaving.is_none()));
+            members
+                .retain(|m| self.record.state.members.get(m).is_some_and(|record| record.leaving.is_none()));
             let bad = self.edges.among(&members);
             if ring_order(members.len(), &bad).is_some() {
                 return;

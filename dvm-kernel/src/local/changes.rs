@@ -81,9 +81,8 @@ impl Server {
             )
             .cause(cause));
         }
-        // Of an entry that yields several events, the version is its first index.
-        let receipt =
-            Receipt { index: if held { version.0.max(receipt.index) } else { receipt.index }, ..receipt };
+        // An entry that yields several events takes several indices; what was put has the first as its version.
+        let receipt = Receipt { index: if held { version.0 } else { receipt.index }, ..receipt };
         Ok(Answer::Done { receipt: Some(receipt), held: Some(held) })
     }
 

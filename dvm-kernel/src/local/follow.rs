@@ -91,7 +91,10 @@ impl Server {
         }
         let (entries, bytes) = self.kept.get();
         self.mirror.borrow_mut().push(&delivery, entries, bytes);
-        self.tell_plugins(ToPlugins::Delivered(delivery));
+        // While there are no plug-ins, their manager need only know who the members are.
+        if self.plugins_listen.borrow().is_some() || matches!(delivery.entry.content, Content::View(_)) {
+            self.tell_plugins(ToPlugins::Delivered(delivery));
+        }
     }
 
     fn on_settings(&self, body: &[u8]) {
@@ -115,7 +118,7 @@ impl Server {
         self.peers.set_members(state.view.members.clone());
         self.kept.set((state.config.history_entries, state.config.history_bytes));
         self.mirror.borrow_mut().reset(state.index, state.ancestry.clone(), events, entries);
-        if !state.plugins.is_empty() {
+        if !state.plugins.is_empty() || !state.open.is_empty() {
             self.plugins_listen.borrow_mut().get_or_insert_with(|| self.feed.listen());
         }
         self.tell_plugins(ToPlugins::Restored { me, state: Box::new(state) });

@@ -60,11 +60,7 @@ impl Server {
         self.unfinished.update(|count| count + 1);
         let _finished = Finish(self);
         if let Request::Subscribe { since, kinds, follow, key_prefix } = message.request {
-            // A subscription is not finished by the kernel's end, but by what it tells then.
-            self.unfinished.update(|count| count - 1);
-            let answer = self.subscribe(id, since, kinds, follow, key_prefix, outgoing).await;
-            self.unfinished.update(|count| count + 1);
-            if let Some(answer) = answer {
+            if let Some(answer) = self.subscribe(id, since, kinds, follow, key_prefix, outgoing).await {
                 let _ = outgoing.send(ToClient { id, answer }).await;
             }
             return;

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use zeroize::Zeroizing;
 
 /// Largest frame of a ring link, bytes: a body of `inline_max` (at most 1 MiB) or the results of a large view.
 pub(crate) const RING_FRAME_MAX: usize = 4 << 20;
@@ -93,7 +94,8 @@ impl Received {
 
 /// Writes one frame.
 pub(crate) async fn write<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
-    let mut bytes = Vec::new();
+    // First frames may hold secrets.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(HELLO_MAX));
     encode(message, &mut bytes);
     to.write_all(&bytes).await?;
     to.flush().await
@@ -108,7 +110,7 @@ pub(crate) async fn read<T: DeserializeOwned>(
     if length > max {
         return Err(FrameError::TooLong { length, max }.into());
     }
-    let mut body = Vec::new();
+    let mut body = Zeroizing::new(Vec::with_capacity(length.min(HELLO_MAX)));
     from.take(length as u64).read_to_end(&mut body).await?;
     if body.len() < length {
         return Err(io::ErrorKind::UnexpectedEof.into());

@@ -61,6 +61,8 @@ pub(crate) struct Link {
     given: usize,
     /// For each frame that has not left: where it ends, counted in bytes since the link was opened, and its cost.
     leaving: VecDeque<(u64, u64)>,
+    /// The handshake may have brought more than itself.
+    fresh: bool,
     /// Bytes encrypted since the link was opened.
     encrypted: u64,
     /// Of those, bytes that are in the socket for certain.
@@ -81,6 +83,7 @@ impl Link {
             queue: Vec::new(),
             given: 0,
             leaving: VecDeque::new(),
+            fresh: true,
             encrypted: 0,
             out: 0,
             counts: Counts::default(),
@@ -94,9 +97,10 @@ impl Link {
         scratch: &mut [u8],
         frames: &mut VecDeque<(LinkId, Ring)>,
     ) -> Result<bool, LinkError> {
-        // The handshake may have brought more than itself.
-        self.decrypt(&[])?;
-        self.decode(frames)?;
+        if std::mem::take(&mut self.fresh) {
+            self.decrypt(&[])?;
+            self.decode(frames)?;
+        }
         for _ in 0..READS {
             let mut buffer = ReadBuf::new(scratch);
             match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {

@@ -13,6 +13,8 @@ pub(crate) mod frame;
 pub(crate) mod hello;
 pub(crate) mod link;
 mod listen;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use book::Book;
 pub(crate) use cut::Cuts;

@@ -40,8 +40,11 @@ pub(crate) struct Peers {
     /// The members of the present view, who may hold what is looked for.
     members: Arc<Mutex<Vec<MemberId>>>,
     /// One fetch of a library at a time, for each.
-    fetches: Arc<Mutex<BTreeMap<[u8; 32], Arc<tokio::sync::Mutex<()>>>>>,
+    fetches: Arc<Mutex<BTreeMap<[u8; 32], Turn>>>,
 }
+
+/// Held by whoever fetches.
+type Turn = Arc<tokio::sync::Mutex<()>>;
 
 type Stream = TlsStream<TcpStream>;
 

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
+use zeroize::Zeroize;
 
 /// How long a peer may take to say what it wants.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -50,7 +51,7 @@ async fn admit(server: &Server, stream: TcpStream) -> io::Result<()> {
         Ok::<_, io::Error>((stream, knock))
     };
     let (mut stream, knock) = timeout(HANDSHAKE, shake).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    let admittance = match server.use_ticket(knock.dvm, &knock.secret).await {
+    let mut admittance = match server.use_ticket(knock.dvm, &knock.secret).await {
         Ok((contact, config)) => {
             let key = *server.shared.vault.key().bytes();
             Admittance::Welcome { name: server.dvm.clone(), key, contact: Box::new(contact), config }
@@ -60,7 +61,11 @@ async fn admit(server: &Server, stream: TcpStream) -> io::Result<()> {
             Admittance::Refused { reason }
         }
     };
-    frame::write(&mut stream, &admittance).await?;
+    let written = frame::write(&mut stream, &admittance).await;
+    if let Admittance::Welcome { key, .. } = &mut admittance {
+        key.zeroize();
+    }
+    written?;
     stream.shutdown().await
 }
 

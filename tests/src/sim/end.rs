@@ -133,14 +133,14 @@ impl World {
             pids.retain(|pid| self.processes[*pid].had_state);
         }
         let now_us = self.now();
-        if let Some(pid) = pick(&mut self.prng, &pids) {
-            if self.clients.wants(client, now_us, self.processes[pid].member.state()) {
-                let process = &mut self.processes[pid];
-                let (request, serial, id) = (process.new_request(), process.new_serial(), process.id());
-                let submission = self.clients.ask(client, (pid, request), id, serial, now_us);
-                self.checker.requests.submitted(pid, request, &submission, now_us);
-                self.offer(pid, None, Input::Submit { request, submission });
-            }
+        if let Some(pid) = pick(&mut self.prng, &pids)
+            && self.clients.wants(client, now_us, self.processes[pid].member.state())
+        {
+            let process = &mut self.processes[pid];
+            let (request, serial, id) = (process.new_request(), process.new_serial(), process.id());
+            let submission = self.clients.ask(client, (pid, request), id, serial, now_us);
+            self.checker.requests.submitted(pid, request, &submission, now_us);
+            self.offer(pid, None, Input::Submit { request, submission });
         }
         if let Some(us) = self.clients.pause_us(client) {
             self.after(us, Event::Client { client });

@@ -130,12 +130,12 @@ impl World {
         if !self.is_present(to) || !self.net.passes(here, there) {
             return;
         }
-        if self.options.mutant == Some(Mutant::FalseAccept) {
-            if let Control::Propose { ballot, proposal, .. } = &message {
-                let message = Control::Accept { view: proposal.parent, ballot: *ballot };
-                self.send(target, from, message, 0);
-                return;
-            }
+        if self.options.mutant == Some(Mutant::FalseAccept)
+            && let Control::Propose { ballot, proposal, .. } = &message
+        {
+            let message = Control::Accept { view: proposal.parent, ballot: *ballot };
+            self.send(target, from, message, 0);
+            return;
         }
         let receiver = &mut self.processes[target];
         receiver.known.insert(from);

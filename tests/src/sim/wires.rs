@@ -62,10 +62,11 @@ impl World {
         let Some(&(no, end)) = self.processes[pid].links.get(&id) else { return };
         let verdict = self.checker.ballots.ring_sent(self.links[no].ends[end].member, self.links[no].view);
         self.judge_safety(verdict);
-        if self.options.mutant == Some(Mutant::CorruptBody) && self.prng.chance(1, 40) {
-            if let Ring::Data(data) = &mut message {
-                data.body = Bytes::from([&data.body[..], b"!"].concat());
-            }
+        if self.options.mutant == Some(Mutant::CorruptBody)
+            && self.prng.chance(1, 40)
+            && let Ring::Data(data) = &mut message
+        {
+            data.body = Bytes::from([&data.body[..], b"!"].concat());
         }
         let now_us = self.now();
         let leave_us = self.links[no].place(end, now_us, message.cost(), 0);

@@ -3,6 +3,7 @@
 mod cargo;
 mod demo;
 mod install;
+mod mutants;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,8 @@ enum Command {
     },
     /// Build for release and put binaries and plug-ins in place
     Install(install::Args),
+    /// Put deliberate mistakes into a copy of the protocol; the simulator must find each
+    Mutants(mutants::Args),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Test => test::run(),
         Command::Simulate { args } => test::simulate(&args),
         Command::Install(args) => install::run(&args),
+        Command::Mutants(args) => mutants::run_all(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
