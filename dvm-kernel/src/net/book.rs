@@ -40,6 +40,11 @@ impl Book {
         self.lock().known.get(&member).map(|identity| identity.addresses.clone()).unwrap_or_default()
     }
 
+    /// All that is known of a member.
+    pub(crate) fn identity(&self, member: MemberId) -> Option<Identity> {
+        self.lock().known.get(&member).cloned()
+    }
+
     /// What it is called.
     pub(crate) fn name(&self, member: MemberId) -> Option<Name> {
         self.lock().known.get(&member).map(|identity| identity.name.clone())

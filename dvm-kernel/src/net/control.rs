@@ -112,8 +112,8 @@ async fn open(net: &Rc<Net>, to: MemberId, queue: mpsc::Sender<Control>, message
         Err(error) => {
             tracing::debug!(peer = %to, %error, "no control connection");
             net.controls.ended(to, &queue, Some(net.shared.connect_timeout()));
-            if let DialError::Gone(_) = error {
-                net.tell(FromNet::Refused { peer: to }).await;
+            if let DialError::Gone { by, .. } = error {
+                net.tell_refused(to, by).await;
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::hello::{Hello, Lane};
 use super::{Shared, frame};
-use crate::security::tls::{is_somebody_else, server_name};
+use crate::security::tls::{server_name, somebody_else};
 use dvm_core::ids::{MemberId, ViewId};
 use std::io;
 use std::time::Duration;
@@ -18,8 +18,13 @@ const AGAIN: Duration = Duration::from_millis(1);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DialError {
     /// The incarnation is gone: nobody listens at its address, or another process does.
-    #[error("{0}")]
-    Gone(String),
+    #[error("{text}")]
+    Gone {
+        /// What was seen.
+        text: String,
+        /// The member that is there instead.
+        by: Option<MemberId>,
+    },
     /// It may live.
     #[error("{0}")]
     Failed(String),
@@ -32,12 +37,14 @@ impl DialError {
     fn new(address: &str, error: &io::Error) -> Self {
         let text = format!("{address}: {error}");
         match error.kind() {
-            io::ErrorKind::ConnectionRefused => Self::Gone(text),
+            io::ErrorKind::ConnectionRefused => Self::Gone { text, by: None },
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => {
                 Self::CutShort(text)
             }
-            _ if is_somebody_else(error) => Self::Gone(text),
-            _ => Self::Failed(text),
+            _ => match somebody_else(error) {
+                Some(by) => Self::Gone { text, by },
+                None => Self::Failed(text),
+            },
         }
     }
 }
@@ -65,13 +72,16 @@ pub(crate) async fn dial(
     timeout(limit, attempt).await.unwrap_or_else(|_| Err(DialError::Failed("no answer".into())))
 }
 
-/// Whether a member's process is certainly gone, found out by a new connection.
-pub(crate) async fn is_gone(shared: &Shared, peer: MemberId) -> bool {
+/// Finds out by a new connection whether a member's process is certainly gone; if so, who is there instead.
+pub(crate) async fn is_gone(shared: &Shared, peer: MemberId) -> Option<Option<MemberId>> {
     if shared.cuts.stops_connecting(peer, &shared.book) {
-        return false;
+        return None;
     }
     let attempt = timeout(shared.connect_timeout(), handshake(shared, peer, Lane::Control));
-    matches!(attempt.await, Ok(Err(DialError::Gone(_))))
+    match attempt.await {
+        Ok(Err(DialError::Gone { by, .. })) => Some(by),
+        _ => None,
+    }
 }
 
 /// Connects and proves who is there: gone only if all its addresses say so.
@@ -106,7 +116,7 @@ async fn connect(
     if let (Ok(ours), Ok(theirs)) = (stream.local_addr(), stream.peer_addr())
         && ours == theirs
     {
-        return Err(DialError::Gone(format!("{address}: nobody listens")));
+        return Err(DialError::Gone { text: format!("{address}: nobody listens"), by: None });
     }
     prepare(&stream, shared.silence());
     stream.write_all(&lane.preamble()).await.map_err(failed)?;

@@ -25,7 +25,7 @@ use control::Controls;
 use dial::DialError;
 use dvm_core::Side;
 use dvm_core::ids::{MemberId, ViewId};
-use dvm_core::wire::Control;
+use dvm_core::wire::{Control, Identity};
 use hello::Lane;
 use std::cell::RefCell;
 use std::future::Future;
@@ -113,6 +113,8 @@ pub(crate) enum FromNet {
     Refused {
         /// Which.
         peer: MemberId,
+        /// Who is there now, if it is a member of this DVM.
+        by: Option<Box<Identity>>,
     },
 }
 
@@ -150,8 +152,8 @@ impl Net {
                 Err(error) => {
                     tracing::debug!(peer = %to, %error, "no ring link");
                     net.tell(FromNet::LinkFailed { to, view }).await;
-                    if let DialError::Gone(_) = error {
-                        net.tell(FromNet::Refused { peer: to }).await;
+                    if let DialError::Gone { by, .. } = error {
+                        net.tell_refused(to, by).await;
                     }
                 }
             }
@@ -162,10 +164,16 @@ impl Net {
     pub(crate) fn probe(self: &Rc<Self>, peer: MemberId) {
         let net = self.clone();
         self.spawn(async move {
-            if dial::is_gone(&net.shared, peer).await {
-                net.tell(FromNet::Refused { peer }).await;
+            if let Some(by) = dial::is_gone(&net.shared, peer).await {
+                net.tell_refused(peer, by).await;
             }
         });
+    }
+
+    /// Tells that an incarnation is gone. Whoever is in its place has its name and addresses.
+    async fn tell_refused(&self, peer: MemberId, by: Option<MemberId>) {
+        let by = by.and_then(|id| Some(Box::new(Identity { id, ..self.shared.book.identity(peer)? })));
+        self.tell(FromNet::Refused { peer, by }).await;
     }
 
     /// Sends a control message if the peer can be reached.

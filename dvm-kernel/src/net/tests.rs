@@ -209,14 +209,17 @@ fn nobody_and_another_incarnation_are_refusals_and_silence_is_not() {
         let gone = identity(7, &bind("127.0.0.1", None).expect("a port"));
         a.net.shared().book.know(gone);
         a.net.probe(MemberId(7));
-        assert!(matches!(a.hears().await, FromNet::Refused { peer: MemberId(7) }));
+        assert!(matches!(a.hears().await, FromNet::Refused { peer: MemberId(7), .. }));
         // Another incarnation answers.
         let b = Kernel::start(&key, DVM, 2);
         let old = Identity { id: MemberId(8), ..b.identity.clone() };
         a.net.shared().book.know(old);
         a.net.connect(MemberId(8), view());
         assert!(matches!(a.hears().await, FromNet::LinkFailed { to: MemberId(8), .. }));
-        assert!(matches!(a.hears().await, FromNet::Refused { peer: MemberId(8) }));
+        let FromNet::Refused { peer: MemberId(8), by: Some(by) } = a.hears().await else {
+            panic!("the member in its place is not told")
+        };
+        assert_eq!(*by, b.identity);
         // Somebody takes the connection and says nothing, like a stopped process.
         let silent = bind("127.0.0.1", None).expect("a port");
         a.net.shared().book.know(identity(9, &silent));

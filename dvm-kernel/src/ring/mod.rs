@@ -138,7 +138,9 @@ impl Ring {
             stalled: Vec::new(),
             ended: None,
         };
-        ring.inputs.push_back(Input::Clock { wall_ms: wall_ms() });
+        // Before anybody is told of the state: the founding has this date.
+        let told = ring.member.handle(clock.now(), Input::Clock { wall_ms: wall_ms() });
+        debug_assert!(told.is_ok(), "the time is never refused");
         if ring.member.state().is_some() {
             ring.tell_restored();
         }

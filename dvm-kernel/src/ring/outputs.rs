@@ -27,7 +27,11 @@ impl Ring {
             FromNet::LinkFailed { to, view } => self.inputs.push_back(Input::LinkFailed { to, view }),
             FromNet::Control { from, message } => self.inputs.push_back(Input::Control { from, message }),
             FromNet::Reset { peer } => self.inputs.push_back(Input::Reset { peer }),
-            FromNet::Refused { peer } => self.inputs.push_back(Input::Refused { peer }),
+            FromNet::Refused { peer, by: None } => self.inputs.push_back(Input::Refused { peer }),
+            FromNet::Refused { peer, by: Some(by) } => {
+                self.net.shared().book.know((*by).clone());
+                self.inputs.push_back(Input::Replaced { peer, by });
+            }
         }
     }
 

@@ -106,8 +106,18 @@ pub(crate) struct Minted {
 
 /// The name by which a certificate names a member.
 fn member_name(member: MemberId) -> String {
-    format!("{member}.member.dvm")
+    format!("{member}{MEMBER_SUFFIX}")
 }
+
+/// The member in a name that a certificate presents, in whatever quotes it comes.
+fn member_of_name(name: &str) -> Option<MemberId> {
+    let (before, _) = name.split_once(MEMBER_SUFFIX)?;
+    let digits = before.get(before.len().checked_sub(32)?..)?;
+    u128::from_str_radix(digits, 16).ok().map(MemberId)
+}
+
+/// Ends every member's name in its certificate.
+const MEMBER_SUFFIX: &str = ".member.dvm";
 
 /// What a certificate is recognized by.
 fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {

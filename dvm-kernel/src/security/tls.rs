@@ -1,6 +1,6 @@
 //! TLS 1.3 between kernels: what either end requires of the other, and what a failed handshake says of the peer.
 
-use super::{Authority, DvmKey, SecurityError, fingerprint, member_name};
+use super::{Authority, DvmKey, SecurityError, fingerprint, member_name, member_of_name};
 use dvm_core::ids::MemberId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
@@ -109,10 +109,17 @@ pub(crate) fn is_of(certificates: Option<&[CertificateDer<'_>]>, member: MemberI
         .is_ok_and(|certificate| verify_server_name(&certificate, &server_name(member)).is_ok())
 }
 
-/// Whether a failed handshake shows that another process, or another incarnation, answers there.
-pub(crate) fn is_somebody_else(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-    matches!(inner, Some(Error::InvalidCertificate(_)))
+/// Whether a failed handshake shows that another process, or another incarnation, answers there; which member of this
+/// DVM it is, if it is one.
+pub(crate) fn somebody_else(error: &io::Error) -> Option<Option<MemberId>> {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>())? {
+        // The name is looked at last: the certificate is one of this DVM's authority.
+        Error::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. }) => {
+            Some(presented.iter().find_map(|name| member_of_name(name)))
+        }
+        Error::InvalidCertificate(_) => Some(None),
+        _ => None,
+    }
 }
 
 /// Accepts a server whose certificate is signed by the authority of a given fingerprint, which it must send along.

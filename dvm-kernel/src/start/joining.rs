@@ -4,7 +4,7 @@ use super::Failed;
 use crate::net::frame;
 use crate::net::hello::{Admittance, Knock, Lane};
 use crate::security::ticket::Ticket;
-use crate::security::tls::{is_somebody_else, server_name, ticket_connector};
+use crate::security::tls::{server_name, somebody_else, ticket_connector};
 use crate::security::{DvmKey, draw_id};
 use dvm_core::Config;
 use dvm_core::ids::Lineage;
@@ -79,7 +79,7 @@ async fn join(name: &str, ticket: &str) -> Result<Beginning, Failed> {
         let knocked = timeout(LIMIT, knock(&ticket, address)).await;
         let (admittance, seen_as) = match knocked.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(knocked) => knocked,
-            Err(error) if is_somebody_else(&error) => {
+            Err(error) if somebody_else(&error).is_some() => {
                 last = refused(format!("{address} is not the kernel that gave the ticket: {error}"));
                 continue;
             }
