@@ -294,7 +294,12 @@ impl Seat {
             other.mute = other.mute.filter(|at| now.ms_since(*at) < 2 * silence_ms || other.heard <= *at);
             let silent_ms = now.ms_since(other.heard);
             let mine = other.accused_by.get(&me).map(|(evidence, _)| *evidence);
-            if mine == Some(Evidence::Silent) && silent_ms <= silence_ms / 2 {
+            let taken_back = match mine {
+                Some(Evidence::Silent) => silent_ms <= silence_ms / 2,
+                Some(Evidence::NotMember) => silent_ms <= silence_ms / 2 && other.elsewhere_since.is_none(),
+                _ => false,
+            };
+            if taken_back {
                 other.accused_by.remove(&me);
             }
             if other.elsewhere_since.is_some_and(|since| now.ms_since(since) > 4 * silence_ms) {

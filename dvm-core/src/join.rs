@@ -187,7 +187,7 @@ impl Joining {
             self.contact = self.origin;
             return;
         };
-        let members = &state.view.members;
+        let members: Vec<_> = state.view.members.iter().copied().chain([self.origin]).collect();
         let from = members.iter().position(|m| *m == self.contact).map_or(0, |at| at + 1);
         let others = members.iter().cycle().skip(from).take(members.len());
         let mine = |m: &MemberId| state.members.get(m).is_some_and(|record| record.identity.name == me.name);
