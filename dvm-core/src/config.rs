@@ -184,8 +184,8 @@ impl Config {
             "merge" => {
                 self.merge = match value {
                     "discard" => Merge::Discard,
-                    "resubmit" => Merge::Resubmit,
-                    _ => return Err(refuse("discard or resubmit".into())),
+                    // A setting that would be taken and do nothing is worse than none.
+                    _ => return Err(refuse("discard (resubmit is not there yet)".into())),
                 }
             }
             "chaos" => self.chaos = value.parse().map_err(|_| refuse("true or false".into()))?,

@@ -411,7 +411,7 @@ impl Joining {
             let old = record.state.index < proposal.delivered;
             let label = if old { record.state.view.label } else { proposal.view.label };
             let (key, origin) = (data.key(), record.state.view.member(data.origin));
-            let content = Content::Change { origin, oseq: data.oseq, body: data.body };
+            let content = Content::Change { origin, oseq: data.oseq, body: data.body, digest: data.digest };
             outputs.push(Output::Deliver(record.apply(key, label, content)));
         }
         let label = proposal.view.label;

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::ids::{Lamport, OriginSeq, Rank, RequestId};
 use crate::io::Reject;
 use crate::view::View;
-use crate::wire::{Collect, Data, Key, Ring as Frame};
+use crate::wire::{Collect, Data, Key, Ring as Frame, carries_digest, digest};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use bytes::Bytes;
@@ -126,6 +126,9 @@ impl Broadcast {
         if data.hops != self.hops[o] {
             return Err(Reject::Malformed { what: "hop counter" });
         }
+        if data.digest.is_some() != carries_digest(&data.body) {
+            return Err(Reject::Malformed { what: "digest" });
+        }
         if data.oseq <= self.received[o] {
             return Ok(false);
         }
@@ -237,7 +240,8 @@ impl Broadcast {
         self.clock = self.clock.next();
         let oseq = self.received[self.me.at()] + 1;
         // The store holds how far each message had come when it was placed there; sending adds a link.
-        let stored = Data { origin: self.me, oseq, lnum: self.clock, hops: 0, body: own.body.clone() };
+        let (body, digest) = (own.body.clone(), digest(&own.body));
+        let stored = Data { origin: self.me, oseq, lnum: self.clock, hops: 0, body, digest };
         let data = Data { hops: 1, ..stored.clone() };
         self.keep(stored);
         self.own_bytes += cost(&own.body);

@@ -301,7 +301,7 @@ impl Seat {
     fn deliver(&mut self, cx: &mut Cx, data: Data, own: Option<Own>, label: Label) {
         let key = data.key();
         let origin = self.view.member(data.origin);
-        let content = Content::Change { origin, oseq: data.oseq, body: data.body };
+        let content = Content::Change { origin, oseq: data.oseq, body: data.body, digest: data.digest };
         let healed = self.record.state.healing.is_some();
         let delivery = self.record.apply(key, label, content);
         let (entry, applied, ended) =

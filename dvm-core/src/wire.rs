@@ -88,6 +88,26 @@ pub struct Data {
     pub hops: u16,
     /// The submission's bytes, decoded only at delivery.
     pub body: Bytes,
+    /// BLAKE3 of a long body: made once, by its originator, so that the others need not walk it for the chain hash.
+    pub digest: Option<Digest>,
+}
+
+/// A BLAKE3 hash.
+pub type Digest = [u8; 32];
+
+/// Bodies of more than this many bytes carry their digest.
+const SHORT_BODY: usize = 256;
+
+/// The digest that travels with a body: none for a short one.
+#[must_use]
+pub fn digest(body: &[u8]) -> Option<Digest> {
+    carries_digest(body).then(|| *blake3::hash(body).as_bytes())
+}
+
+/// Whether a body is long enough to travel with its digest.
+#[must_use]
+pub fn carries_digest(body: &[u8]) -> bool {
+    body.len() > SHORT_BODY
 }
 
 impl Data {

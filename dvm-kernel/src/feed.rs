@@ -153,8 +153,12 @@ mod tests {
                 HistoryIndex(1),
                 dvm_core::ids::ViewId { epoch: dvm_core::ids::Epoch(1), proposer: MemberId(1), round: 1 },
             );
-            let content =
-                dvm_core::state::Content::Change { origin: MemberId(1), oseq: 1, body: bytes::Bytes::new() };
+            let content = dvm_core::state::Content::Change {
+                origin: MemberId(1),
+                oseq: 1,
+                body: bytes::Bytes::new(),
+                digest: None,
+            };
             let label = dvm_core::view::Label::Confirmed;
             let entry =
                 Arc::new(Entry { index, first: index, view, label, key: Default::default(), content });

@@ -3,7 +3,7 @@
 use super::plugins::{InstanceReport, PluginSpec};
 use crate::ids::{Epoch, HistoryIndex, Lineage, MemberId, Name, TransactionId, ViewId};
 use crate::view::{Label, View};
-use crate::wire::{ExecResult, Identity, Key, Proposal, Summary};
+use crate::wire::{Digest, ExecResult, Identity, Key, Proposal, Summary};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -360,6 +360,8 @@ pub enum Content {
         oseq: u64,
         /// A [`Submission`], encoded.
         body: Bytes,
+        /// As it came with a long body ([`digest`](crate::wire::digest)).
+        digest: Option<Digest>,
     },
     /// A view was installed.
     View(Box<Proposal>),

@@ -264,10 +264,13 @@ impl State {
         hasher.update(&first.0.to_le_bytes());
         hasher.update(&self.index.0.to_le_bytes());
         match content {
-            Content::Change { origin, oseq, body } => {
+            Content::Change { origin, oseq, body, digest } => {
                 let place = (self.view.id, key, origin, oseq);
                 hasher.update(&postcard::to_allocvec(&place).expect("plain data"));
-                hasher.update(body);
+                match digest {
+                    Some(digest) => hasher.update(digest),
+                    None => hasher.update(body),
+                };
             }
             Content::View(proposal) => {
                 // Labels are not in the history hash.

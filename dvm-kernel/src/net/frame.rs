@@ -148,7 +148,7 @@ mod tests {
 
     fn data(length: usize) -> Ring {
         let body = Bytes::from(vec![7; length]);
-        Ring::Data(Data { origin: Rank(1), oseq: 300, lnum: Lamport(u64::MAX), hops: 2, body })
+        Ring::Data(Data { origin: Rank(1), oseq: 300, lnum: Lamport(u64::MAX), hops: 2, body, digest: None })
     }
 
     #[test]

@@ -314,7 +314,7 @@ mod tests {
             self.oseq += 1;
             let key = Key { lnum: Lamport(self.oseq), origin: Rank(0) };
             let (origin, body) = (self.state.view.members[0], Bytes::from_static(body.as_bytes()));
-            let content = Content::Change { origin, oseq: self.oseq, body };
+            let content = Content::Change { origin, oseq: self.oseq, body, digest: None };
             let effect = self.state.apply(key, label, content);
             Delivery {
                 entry: Arc::new(effect.entry),

@@ -171,7 +171,7 @@ impl World {
         let submission = Submission { stamp: None, time_ms: 1_000, change };
         let body = Bytes::from(postcard::to_allocvec(&submission).expect("plain data"));
         let (origin, oseq) = (self.state.view.members[0], self.serial + 1);
-        self.deliver(Content::Change { origin, oseq, body }).await
+        self.deliver(Content::Change { origin, oseq, digest: dvm_core::wire::digest(&body), body }).await
     }
 
     /// Runs a transaction at all members, by the rule, and orders its outcome.
