@@ -16,7 +16,7 @@ use crate::feed::{Feed, Restored, Told};
 use crate::net::link::Link;
 use crate::net::{FromNet, Net};
 use bench::Bench;
-use dvm_core::ids::{LinkId, MemberId, RequestId, Time};
+use dvm_core::ids::{HistoryIndex, LinkId, MemberId, RequestId, Time};
 use dvm_core::state::LeaveBy;
 use dvm_core::wire::Ring as Frame;
 use dvm_core::{Answer, Input, Member, Phase};
@@ -82,6 +82,9 @@ pub(crate) struct Ring {
     scratch: Vec<u8>,
     /// Told after the links are written.
     told: Vec<Told>,
+    /// Index of the last state that was told whole: the member may be ahead of the outputs it was taken at, and what it
+    /// has delivered up to there is in it.
+    restored: HistoryIndex,
     answers: Vec<(oneshot::Sender<Answer>, Answer)>,
     /// Ring links cut by request, kept so that the far end is not told, and when they count as broken.
     stalled: Vec<(Link, Option<Time>)>,
@@ -134,6 +137,7 @@ impl Ring {
             frames: VecDeque::new(),
             scratch: vec![0; SCRATCH],
             told: Vec::new(),
+            restored: HistoryIndex(0),
             answers: Vec::new(),
             stalled: Vec::new(),
             ended: None,
@@ -315,6 +319,7 @@ impl Ring {
 
     fn tell_restored(&mut self) {
         let Some(state) = self.member.state() else { return };
+        self.restored = state.index;
         self.told.push(Told::Restored(Box::new(Restored {
             me: self.member.id(),
             state: state.clone(),

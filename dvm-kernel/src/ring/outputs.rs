@@ -103,7 +103,9 @@ impl Ring {
                         self.net.shared().book.know(joiner.clone());
                     }
                 }
-                self.told.push(Told::Delivered(delivery));
+                if entry.index > self.restored {
+                    self.told.push(Told::Delivered(delivery));
+                }
             }
             Output::Answer { request, answer } => self.answered(request, answer),
             Output::Know(identity) => self.net.shared().book.know(*identity),

@@ -6,7 +6,7 @@ use dvm_plugin_api::local::{Bootstrap, BootstrapRole};
 use dvm_plugin_api::place::{self, DvmPlace, PlaceError, RuntimeDir};
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -55,7 +55,11 @@ impl Places {
         };
         remove(&socket_path).map_err(|error| failed("remove", &socket_path, error))?;
         let socket = UnixListener::bind(&socket_path)
-            .and_then(|socket| socket.set_nonblocking(true).map(|()| socket))
+            .and_then(|socket| {
+                fs::set_permissions(&socket_path, fs::Permissions::from_mode(0o600))?;
+                socket.set_nonblocking(true)?;
+                Ok(socket)
+            })
             .map_err(|error| failed("listen at", &socket_path, error))?;
         let private = place.directory().join(format!(".{member}.d"));
         let places =
