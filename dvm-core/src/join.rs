@@ -30,6 +30,8 @@ pub(crate) struct Joining {
     origin: MemberId,
     /// Whom it asks.
     contact: MemberId,
+    /// Which of those that could know was asked last.
+    tried: usize,
     /// When one that was asked last answered.
     heard: Time,
     /// When it asks again.
@@ -77,6 +79,7 @@ impl Joining {
             config,
             origin: contact,
             contact,
+            tried: 0,
             heard: cx.now,
             due: cx.now,
             learned: None,
@@ -188,11 +191,13 @@ impl Joining {
             return;
         };
         let members: Vec<_> = state.view.members.iter().copied().chain([self.origin]).collect();
-        let from = members.iter().position(|m| *m == self.contact).map_or(0, |at| at + 1);
-        let others = members.iter().cycle().skip(from).take(members.len());
         let mine = |m: &MemberId| state.members.get(m).is_some_and(|record| record.identity.name == me.name);
-        if let Some(other) = { others }.find(|m| !mine(m)) {
-            self.contact = *other;
+        for _ in 0..members.len() {
+            self.tried = (self.tried + 1) % members.len();
+            if !mine(&members[self.tried]) {
+                self.contact = members[self.tried];
+                return;
+            }
         }
     }
 
