@@ -92,6 +92,15 @@ fn allowed(context: &Context) -> Result<(DvmPlace, Status), Failure> {
 
 fn signal(context: &Context, who: &Who, signal: Signal, done: &str) -> exit::Result {
     let pids = match allowed(context) {
+        // A paused member may be out of the view by now; it is still a kernel of this host.
+        Ok((place, _)) if signal == Signal::CONT => {
+            let here = processes::kernels(&place);
+            let chosen: Vec<_> = here.into_iter().filter(|(name, _)| who.members.contains(name)).collect();
+            match chosen.is_empty() {
+                true => pids(&place, &allowed(context)?.1, who)?,
+                false => chosen,
+            }
+        }
         Ok((place, status)) => pids(&place, &status, who)?,
         // All may be paused, and resuming does no harm: names are enough then.
         Err(failure) if signal == Signal::CONT && failure.code == FailureCode::NoDvm => {

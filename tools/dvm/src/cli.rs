@@ -1,8 +1,8 @@
 //! What can be typed. Each group's arguments stand with its commands.
 
 use crate::{
-    bench, call, chaos, demo, events, history, keeper, leave, logs, parse, plugin, promote, settings, state,
-    up, wait,
+    bench, call, chaos, demo, events, guardian, history, keeper, leave, logs, parse, plugin, promote,
+    settings, state, up, wait,
 };
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -129,6 +129,9 @@ pub(crate) enum Command {
     /// Cleans up when its standard input ends
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
+    /// Starts dead kernels again
+    #[command(hide = true)]
+    Guardian(guardian::GuardianArgs),
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! `history`: the entries, and whether all members hold the same.
 
 use crate::context::{Context, unexpected};
-use crate::exit::{self, usage};
+use crate::exit::{self, failed, usage};
 use crate::table::{Rows, count, plain};
 use clap::{Args, Subcommand};
 use dvm_plugin_api::client::{Client, REACH};
 use dvm_plugin_api::local::{Answer, Failure, Request, VerifyMember};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Debug, Args)]
@@ -24,6 +26,9 @@ pub(crate) struct HistoryArgs {
     /// Only of this transaction
     #[arg(long, value_name = "ID")]
     transaction: Option<String>,
+    /// What lost branches did: the orphan journals of this host, readable when no kernel lives
+    #[arg(long, conflicts_with_all = ["from", "to", "transaction"])]
+    orphans: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -33,6 +38,9 @@ enum HistoryCommand {
 }
 
 pub(crate) fn history(context: &Context, args: HistoryArgs) -> exit::Result {
+    if args.orphans {
+        return orphans(context);
+    }
     let mut client = context.client()?;
     if args.verify.is_some() {
         return verify(context, &mut client);
@@ -60,6 +68,52 @@ pub(crate) fn history(context: &Context, args: HistoryArgs) -> exit::Result {
             ]);
         }
         rows.text()
+    });
+    Ok(exit::OK)
+}
+
+/// The orphan journals in the directory of the DVM's logs: `MEMBER.orphans-FORK-TIME.jsonl`, a head and a line an entry.
+fn orphans(context: &Context) -> exit::Result {
+    let directory = crate::logs::directory(context)?;
+    let mut paths: Vec<_> = fs::read_dir(&directory)
+        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+        .unwrap_or_default();
+    paths.retain(|path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.contains(".orphans-") && name.ends_with(".jsonl")
+    });
+    paths.sort();
+    let mut journals = Vec::new();
+    for path in &paths {
+        let text = fs::read_to_string(path)
+            .map_err(|error| failed(format!("cannot read {}: {error}", path.display())))?;
+        let mut lines = text.lines().map(serde_json::from_str::<Value>);
+        let head = lines.next().and_then(Result::ok);
+        let entries: Result<Vec<_>, _> = lines.collect();
+        let (Some(Value::Object(mut head)), Ok(entries)) = (head, entries) else {
+            return Err(failed(format!("{} is no orphan journal", path.display())));
+        };
+        head.insert("journal".into(), json!(path));
+        head.insert("entries".into(), json!(entries));
+        journals.push(Value::Object(head));
+    }
+    context.out.tell(&json!({ "journals": journals }), || {
+        let mut rows = Rows::new(&["member", "fork", "index", "origin", "kind", "detail"]);
+        for journal in &journals {
+            for entry in journal["entries"].as_array().into_iter().flatten() {
+                let detail = shorten(plain(&entry["detail"]));
+                let cell = |value: &Value| plain(value);
+                rows.push([
+                    cell(&journal["member"]),
+                    cell(&journal["fork_index"]),
+                    cell(&entry["index"]),
+                    cell(&entry["origin"]),
+                    cell(&entry["kind"]),
+                    detail,
+                ]);
+            }
+        }
+        format!("{}\n{} in {}", rows.text(), count(journals.len(), "journal"), directory.display())
     });
     Ok(exit::OK)
 }

@@ -141,7 +141,7 @@ impl LogFile {
 }
 
 /// The directory of the logs: a live kernel knows it, else it is the user's.
-fn directory(context: &Context) -> Result<PathBuf, Failure> {
+pub(crate) fn directory(context: &Context) -> Result<PathBuf, Failure> {
     let (place, _) = match context.place() {
         Ok(found) => found,
         // The only DVM on this host may be dead.

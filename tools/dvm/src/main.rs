@@ -22,6 +22,7 @@ mod cli;
 mod context;
 mod exit;
 mod fleet;
+mod guardian;
 mod keeper;
 mod launch;
 mod library;
@@ -78,6 +79,7 @@ fn run(context: &Context, command: Command) -> exit::Result {
         Command::Demo(args) => demo::demo(context, &args),
         Command::RawRingNode => bench::raw_ring_node(),
         Command::Keeper(args) => keeper::run(&args),
+        Command::Guardian(args) => guardian::run(args),
     }
 }
 

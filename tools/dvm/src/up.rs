@@ -134,6 +134,7 @@ pub(crate) fn up(context: &Context, args: UpArgs) -> exit::Result {
         context.out.note(format!("{} of {} were wanted; the DVM was halted", fleet.started.len(), plan.min));
         return Ok(exit::FAILURE);
     }
+    crate::guardian::start(&fleet.launcher)?;
     if !args.command.is_empty() {
         return run_inside(context, &fleet, &args.command);
     }
