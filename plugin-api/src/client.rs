@@ -137,6 +137,8 @@ pub struct Client {
     /// Members whose kernel said that it is no longer part of the DVM.
     shunned: Vec<String>,
     session: String,
+    /// The caller chose the session; else it was drawn here, and is drawn anew after a failure.
+    named: bool,
     /// Of the last stamp drawn.
     seq: u64,
 }
@@ -161,7 +163,9 @@ impl Client {
         let session = random_session().map_err(|error| {
             Failure::new(FailureCode::Failure, format!("cannot read /dev/urandom: {error}"))
         })?;
-        Self::with_session(target, session)
+        let mut client = Self::with_session(target, session)?;
+        client.named = false;
+        Ok(client)
     }
 
     /// Connects with a session of the caller's choice: its changes are numbered from 1, and one with a number that the
@@ -171,7 +175,7 @@ impl Client {
     /// `NoDvm` if no kernel answers.
     pub fn with_session(target: Target, session: impl Into<String>) -> Result<Self, Failure> {
         let connection = Some(target.connect(&[])?);
-        Ok(Self { target, connection, shunned: Vec::new(), session: session.into(), seq: 0 })
+        Ok(Self { target, connection, shunned: Vec::new(), session: session.into(), named: true, seq: 0 })
     }
 
     /// The member talked to; none right after its kernel was lost.
@@ -198,6 +202,26 @@ impl Client {
     /// What the kernel says; `Unknown` when time is up, or when the kernel was lost, no other one is here, and the
     /// change may or may not take effect.
     pub fn request(
+        &mut self,
+        request: Request,
+        stamp: Option<Stamp>,
+        timeout: Option<Duration>,
+    ) -> Result<Answer, Failure> {
+        let stamps = kind(&request) == Kind::Change && stamp.is_none();
+        let answer = self.ask(request, stamp, timeout);
+        if stamps
+            && !self.named
+            && answer.is_err()
+            && let Ok(session) = random_session()
+        {
+            // A change that was refused before it was ordered has used up a number that the DVM has never seen, and
+            // all later ones of the session would be refused.
+            (self.session, self.seq) = (session, 0);
+        }
+        answer
+    }
+
+    fn ask(
         &mut self,
         request: Request,
         stamp: Option<Stamp>,
