@@ -29,6 +29,8 @@ pub(crate) struct Cx {
     pub(crate) awaited: BTreeMap<TransactionId, Vec<RequestId>>,
     /// Whom to send through while a message is answered that came that way.
     pub(crate) detours: BTreeMap<MemberId, MemberId>,
+    /// Whom this kernel was told to join through when its process began.
+    pub(crate) origin: Option<MemberId>,
     /// This member was told to leave.
     pub(crate) leaving: Option<LeaveBy>,
     standing: Option<Standing>,
@@ -46,6 +48,7 @@ impl Cx {
             waiting: VecDeque::new(),
             awaited: BTreeMap::new(),
             detours: BTreeMap::new(),
+            origin: None,
             leaving: None,
             standing: None,
         }

@@ -77,7 +77,7 @@ impl Joining {
         cx.stand(Standing::Joining);
         Self {
             config,
-            origin: contact,
+            origin: cx.origin.unwrap_or(contact),
             contact,
             tried: 0,
             heard: cx.now,

@@ -84,6 +84,7 @@ impl Member {
     pub fn join(identity: Identity, contact: Identity, config: Config, seed: u64, now: Time) -> Self {
         let mut cx = Cx::new(identity, seed, now);
         cx.know(&contact);
+        cx.origin = Some(contact.id);
         let joining = Joining::new(config, contact.id, None, &mut cx);
         Self { cx, place: Place::Joining(Box::new(joining)) }
     }
