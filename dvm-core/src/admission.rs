@@ -162,7 +162,7 @@ impl Seat {
             return Err(Reject::Unexpected { what: "joiner that is a member" });
         }
         cx.know(&identity);
-        let coordinator = self.unsuspected()[0];
+        let coordinator = self.coordinators()[0];
         if coordinator == cx.me.id {
             self.admission.ready.insert(identity.id, (identity, cx.now));
             self.reconsider(cx);

@@ -55,7 +55,7 @@ impl Seat {
         if self.blocked && self.ballot_kind().is_none() {
             return;
         }
-        let older = self.ranks().take(self.rank.at()).filter(|rank| !suspects.contains(rank)).count() as u64;
+        let older = self.turn();
         let silence_ms = self.silence_ms();
         if let Some(coordination) = &self.coordination {
             // A ballot is running here; it begins anew when one of R falls away.
@@ -66,6 +66,7 @@ impl Seat {
             }
             return;
         }
+        let Some(older) = older else { return };
         let wait_ms = if older == 0 {
             match (suspects.is_empty(), leaving || wedged) {
                 (false, _) => self.cut_ms(),
@@ -84,6 +85,22 @@ impl Seat {
         } else if older == 0 {
             self.timers.set_earlier(Timer::Change, cx.now.plus_ms(wait_ms));
         }
+    }
+
+    /// Those who may coordinate, the first in line first: the unsuspected by age. Whoever leaves does not, while there
+    /// are others: it would go with the only knowledge of what it committed.
+    pub(crate) fn coordinators(&self) -> Vec<MemberId> {
+        let unsuspected = self.unsuspected();
+        let stays =
+            |m: &MemberId| self.record.state.members.get(m).is_some_and(|record| record.leaving.is_none());
+        let staying: Vec<_> = unsuspected.iter().copied().filter(stays).collect();
+        if staying.is_empty() { unsuspected } else { staying }
+    }
+
+    /// How many are before this member in the line of those who may coordinate, if it is in it.
+    fn turn(&self) -> Option<u64> {
+        let me = self.view.member(self.rank);
+        self.coordinators().iter().position(|m| *m == me).map(|at| at as u64)
     }
 
     /// Another member's ballot is promised here, and it is not suspected.
@@ -118,8 +135,7 @@ impl Seat {
 
     /// Time to begin a ballot, unless somebody else has been at work.
     pub(crate) fn change(&mut self, cx: &mut Cx) {
-        let suspects = self.suspects();
-        let older = self.ranks().take(self.rank.at()).filter(|rank| !suspects.contains(rank)).count() as u64;
+        let Some(older) = self.turn() else { return };
         if let Some(wedge) = self.wedge.as_ref().filter(|_| older > 0 && self.coordination.is_none()) {
             let due = wedge.activity.plus_ms((older + 1) * self.silence_ms() / 2);
             if due > cx.now {

@@ -1,39 +1,49 @@
-//! What members say to each other, told as stories: `scenarios/*.txt`, one idea each.
+//! What members say to each other, as stories: `scenarios/*.txt`, one idea each.
 //!
-//! `REWRITE=1 cargo test -p dvm-core --test scenarios` writes down what happens now; the difference is reviewed like
-//! code. The commands are those of `harness/script.rs`.
+//! A file holds commands, `----`, and what came of them; `harness/script.rs` tells the commands. `REWRITE=1 cargo test -p
+//! dvm-core --test scenarios` writes the outputs anew, and the difference is read like code.
 
 mod harness;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+fn files() -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let entries = fs::read_dir(directory).expect("the scenarios are there");
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
+    files.sort();
+    files
+}
 
 #[test]
-fn what_happens_is_what_is_written() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
-    let only = std::env::var("SCENARIO").ok();
-    let mut paths: Vec<_> = fs::read_dir(&directory)
-        .expect("the scenarios are beside this file")
-        .map(|entry| entry.expect("the directory can be read").path())
-        .filter(|path| only.as_ref().is_none_or(|only| path.to_string_lossy().contains(only.as_str())))
-        .collect();
-    paths.sort();
+fn every_scenario_ends_as_written() {
+    let rewrite = std::env::var_os("REWRITE").is_some();
     let mut wrong = Vec::new();
-    for path in paths {
-        let written = fs::read_to_string(&path).expect("a scenario is text");
-        let played = match std::panic::catch_unwind(|| harness::play(&written)) {
-            Ok(played) => played,
-            Err(_) => format!("{} panics\n", path.display()),
-        };
-        if played == written {
-            continue;
-        }
-        if std::env::var_os("REWRITE").is_some() && !played.ends_with("panics\n") {
-            fs::write(&path, &played).expect("a scenario can be written");
-        } else {
-            eprintln!("{} goes differently now:\n{played}", path.display());
-            wrong.push(path.file_name().expect("a file").to_owned());
+    for file in files() {
+        let text = fs::read_to_string(&file).expect("readable");
+        let name = file.file_name().expect("a name").to_string_lossy().into_owned();
+        let played = std::panic::catch_unwind(|| harness::play(&text));
+        match played {
+            Ok(played) if played == text => {}
+            Ok(played) if rewrite => fs::write(&file, played).expect("writable"),
+            Ok(played) => wrong.push(format!("{name}\n{}", difference(&text, &played))),
+            Err(_) => wrong.push(format!("{name} panicked")),
         }
     }
-    assert!(wrong.is_empty(), "{wrong:?}; if that is right, write it down with REWRITE=1");
+    assert!(wrong.is_empty(), "REWRITE=1 writes them anew:\n{}", wrong.join("\n"));
+}
+
+/// The first line that differs.
+fn difference(old: &str, new: &str) -> String {
+    let at = old.lines().zip(new.lines()).take_while(|(old, new)| old == new).count();
+    let line = |text: &str| text.lines().nth(at).unwrap_or("(end)").to_owned();
+    format!(
+        "  line {}: written  {}\n  {:width$} came     {}",
+        at + 1,
+        line(old),
+        "",
+        line(new),
+        width = 5 + (at + 1).to_string().len()
+    )
 }

@@ -31,6 +31,11 @@ impl World {
         !self.cuts.contains(&(a, b)) && !self.cuts.contains(&(b, a))
     }
 
+    /// Who is at the other end of a link.
+    pub(super) fn far_end(&self, no: LinkNo, end: usize) -> MemberId {
+        self.links[no].ends[1 - end].member
+    }
+
     /// A link that was asked for comes about, or not.
     pub(super) fn connect(&mut self, at: usize, of: MemberId, to: MemberId, view: ViewId) {
         let patience_us = self.config.silence_ms * 500;

@@ -1,164 +1,230 @@
-//! The scenarios' commands. A file is a row of blocks: comments and commands, `----`, what was told.
+//! The commands of a scenario.
 //!
 //! | command | does |
 //! |---|---|
-//! | `config KEY=VALUE…`, `ring N` | makes a DVM of a, b, c, … |
-//! | `trace KIND…` | these messages are told from now on; `untrace` ends it |
-//! | `put NODE KEY=VALUE [session=S seq=N]`, `burst NODE COUNT` | requests to a member |
-//! | `load NODE PLUGIN [RULE] [dry]`, `execute NODE ok\|fails\|never` | transactions, and how a node executes them |
-//! | `wait TIME` | lets simulated time pass |
-//! | `kill`, `poweroff`, `pause`, `resume NODE` | ends or stops processes |
-//! | `doom NODE KIND [TO]` | a node is killed when it is about to send a message of this kind |
-//! | `lose A B KIND` | control messages of this kind from a to b are lost |
-//! | `cut A,B / C`, `oneway A B`, `heal` | the network |
-//! | `hold A B`, `release`, `reset A B`, `stick A B [for-good]` | single ways and ring links |
-//! | `join NODE via NODE [as NAME]`, `leave NODE`, `halt NODE`, `promote NODE` | membership |
-//! | `show views\|histories\|keys\|plugins\|indices\|fences` | the state, a line for all who tell the same |
+//! | `set KEY VALUE` | a setting, before `ring` |
+//! | `ring N` | founds and joins until `a`, `b`, … are in one view at rest |
+//! | `trace WORD…`, `trace off` | tells these outputs as they are made |
+//! | `put M KEY VALUE [as SESSION SEQ] [if-absent]` | a client of `M` asks for a change |
+//! | `many M COUNT` | as many changes that do nothing |
+//! | `load M PLUGIN [RULE] [dry]` | a transaction; RULE: `all`, `majority`, `any`, `at-least:K` |
+//! | `execute M ok\|failed\|timeout\|abstain\|later` | what `M` answers from now on when it is asked to execute |
+//! | `executed M VERDICT` | what it held ends so |
+//! | `leave M`, `halt M`, `promote M` | |
+//! | `join M via CONTACT` | a kernel starts and joins; a second of a name is another incarnation |
+//! | `kill M`, `power-off M` | the process ends; the machine is gone and tells nobody |
+//! | `doom M WORD [N]` | `M` dies instead of sending its N-th message of the kind |
+//! | `pause M`, `resume M` | |
+//! | `reset A B` | the ring link from A to B breaks, with all that is on it |
+//! | `hold A B`, `release A B` | ring frames from A to B are held, and go on |
+//! | `cut A,B / C,D`, `cut A > B`, `heal` | |
+//! | `lose WORD A B`, `lose nothing` | messages of the kind from A to B are lost; `*` is anybody |
+//! | `run`, `wait TIME` | until only timers remain; for `300us`, `20ms`, `2s` |
+//! | `show views\|histories [N]\|keys\|plugins\|answers\|events M [N]\|orphans` | |
 
-use super::{Execution, World};
+use super::world::{Execution, World};
+use bytes::Bytes;
+use dvm_core::Input;
 use dvm_core::ids::TransactionId;
-use dvm_core::state::{
-    Change, LeaveBy, Mode, Payload, Placement, PluginSpec, Require, RestartPolicy, Stamp, Transaction,
-    TransactionKind,
-};
-use dvm_core::{Config, Input};
+use dvm_core::state::*;
+use dvm_core::wire::Verdict;
+use std::collections::BTreeMap;
 
-/// Plays a file; the same file with what was told in the place of what was to be told.
+/// Plays a scenario's text: what is in it with the outputs that come.
 pub fn play(text: &str) -> String {
-    let mut world = World::new(Config::default());
-    let mut blocks = Vec::new();
-    for block in text.trim_end().split("\n\n") {
-        let commands = block.split_once("----").map_or(block, |(commands, _)| commands).trim_end();
-        for command in commands.lines().filter(|line| !line.starts_with('#')) {
-            world.obey(command);
+    let mut world = World::new();
+    let mut played = String::new();
+    for block in text.split("\n\n").map(|block| block.trim_matches('\n')).filter(|block| !block.is_empty()) {
+        let commands: Vec<_> = block.lines().take_while(|line| *line != "----").collect();
+        for command in commands.iter().filter(|line| !line.starts_with('#')) {
+            let words: Vec<_> = command.split_whitespace().collect();
+            world.command(&words);
         }
-        let told = std::mem::take(&mut world.told);
-        blocks.push(format!("{commands}\n----\n{}", told.join("\n")).trim_end().to_owned());
+        if !played.is_empty() {
+            played.push('\n');
+        }
+        let output: Vec<_> = world.log.drain(..).collect();
+        let has_output = block.lines().any(|line| line == "----") || !output.is_empty();
+        let rule = has_output.then(|| "----".to_owned());
+        let lines = commands.into_iter().map(str::to_owned).chain(rule).chain(output);
+        lines.for_each(|line| played += &format!("{}\n", line.trim_end()));
     }
-    blocks.join("\n\n") + "\n"
+    played
 }
 
 impl World {
-    /// Carries out a command.
-    ///
-    /// # Panics
-    /// If it is none.
-    pub fn obey(&mut self, command: &str) {
-        let words: Vec<_> = command.split_whitespace().collect();
-        match words.as_slice() {
-            ["config", settings @ ..] => {
-                for (key, value) in settings.iter().filter_map(|setting| setting.split_once('=')) {
-                    self.config.set(key, value).expect("settings are valid");
+    /// Carries out one command.
+    fn command(&mut self, words: &[&str]) {
+        match *words {
+            ["set", key, value] => self.config.set(key, value).expect("a setting"),
+            ["ring", n] => self.gather(number(n) as usize),
+            ["trace", "off"] => self.trace.clear(),
+            ["trace", ref words @ ..] => self.trace = words.iter().map(ToString::to_string).collect(),
+            ["put", m, key, value] => self.put(m, key, value, None, false),
+            ["put", m, key, value, "if-absent"] => self.put(m, key, value, None, true),
+            ["put", m, key, value, "as", session, seq] => {
+                let stamp = Stamp { session: session.into(), seq: number(seq) };
+                self.put(m, key, value, Some(stamp), false);
+            }
+            ["many", m, count] => {
+                for _ in 0..number(count) {
+                    self.submit(self.at(m), "noop", None, Change::Noop);
                 }
             }
-            ["ring", n] => self.ring(n.parse().expect("a number of members")),
-            ["trace", kinds @ ..] => self.traced.extend(kinds.iter().map(|kind| (*kind).to_owned())),
-            ["untrace"] => self.traced.clear(),
-            ["put", node, pair, stamp @ ..] => {
-                let (key, value) = pair.split_once('=').expect("KEY=VALUE");
-                self.put(self.at(node), key, value, stamp_of(stamp));
+            ["load", m, plugin, ref how @ ..] => self.load(m, plugin, how),
+            ["execute", m, how] => {
+                let execution = if how == "later" { Execution::Holds } else { Execution::Says(verdict(how)) };
+                let at = self.at(m);
+                self.kernels[at].execution = execution;
             }
-            ["burst", node, count] => {
-                for n in 1..=count.parse().expect("a count") {
-                    self.put(self.at(node), node, &format!("{n}"), None);
-                }
+            ["executed", m, how] => self.executed(self.at(m), verdict(how)),
+            ["leave", m] => self.offer(self.at(m), None, Input::Leave { by: LeaveBy::Remove }),
+            ["halt", m] => self.submit(self.at(m), "halt", None, Change::Halt { by: m.into() }),
+            ["promote", m] => {
+                let request = self.request(self.at(m), "promote");
+                self.offer(self.at(m), None, Input::Promote { request, lineage: 2 });
             }
-            ["load", node, plugin, wishes @ ..] => self.load(self.at(node), plugin, wishes),
-            ["execute", node, how] => {
-                let node = self.at(node);
-                self.nodes[node].execution = match *how {
-                    "ok" => Execution::Ok,
-                    "fails" => Execution::Fails,
-                    "never" => Execution::Never,
-                    _ => panic!("nothing is executed like {how}"),
-                };
-            }
-            ["wait", time] => self.run(microseconds(time)),
-            ["kill", node] => self.kill(self.at(node), false),
-            ["poweroff", node] => self.kill(self.at(node), true),
-            ["pause", node] => self.pause(self.at(node)),
-            ["resume", node] => self.resume(self.at(node)),
-            ["doom", node, kind] => self.doom(self.at(node), kind, None),
-            ["doom", node, kind, to] => self.doom(self.at(node), kind, Some(self.at(to))),
-            ["lose", from, to, kind] => self.lose(self.at(from), self.at(to), kind),
-            ["cut", here, "/", there] => {
-                for (a, b) in here.split(',').flat_map(|a| there.split(',').map(move |b| (a, b))) {
-                    self.close_way(self.at(a), self.at(b));
-                    self.close_way(self.at(b), self.at(a));
-                }
-            }
-            ["oneway", from, to] => self.close_way(self.at(from), self.at(to)),
+            ["join", m, "via", contact] => self.start(m, Some(contact)),
+            ["kill", m] => self.kill(self.at(m), false),
+            ["power-off", m] => self.kill(self.at(m), true),
+            ["doom", m, word] => self.doomed = Some((self.at(m), word.into(), 1)),
+            ["doom", m, word, n] => self.doomed = Some((self.at(m), word.into(), number(n) as u32)),
+            ["pause", m] => self.pause(self.at(m)),
+            ["resume", m] => self.resume(self.at(m)),
+            ["reset", a, b] => self.reset(self.at(a), self.at(b)),
+            ["hold", a, b] => self.hold(self.at(a), self.at(b)),
+            ["release", a, b] => self.release(self.at(a), self.at(b)),
+            ["cut", from, ">", to] => self.cut_all(from, to, false),
+            ["cut", from, "/", to] => self.cut_all(from, to, true),
             ["heal"] => self.heal(),
-            ["hold", from, to] => self.hold(self.at(from), self.at(to)),
-            ["release"] => self.release(),
-            ["reset", from, to] => self.reset(self.at(from), self.at(to)),
-            ["stick", from, to, rest @ ..] => {
-                self.stick(self.at(from), self.at(to), rest.contains(&"for-good"));
-            }
-            ["join", node, "via", via, rest @ ..] => {
-                let name = if let ["as", name] = rest { name } else { node };
-                self.join(node, name, self.at(via));
-            }
-            ["leave", node] => self.offer(self.at(node), Input::Leave { by: LeaveBy::Term }),
-            ["halt", node] => {
-                self.ask(self.at(node), "halt", None, Change::Halt { by: (*node).into() });
-            }
-            ["promote", node] => {
-                let node = self.at(node);
-                let request = self.request(node, "promote");
-                self.offer(node, Input::Promote { request, lineage: 8 });
-            }
-            ["show", what] => {
-                let shown = self.show(what);
-                self.told.extend(shown);
-            }
-            [] => {}
-            _ => panic!("no command is `{command}`"),
+            ["lose", "nothing"] => self.losses.clear(),
+            ["lose", word, a, b] => self.losses.push((word.into(), a.into(), b.into())),
+            ["run"] => self.run(),
+            ["wait", time] => self.wait_us(microseconds(time)),
+            ["show", what, ref more @ ..] => self.show(what, more),
+            _ => panic!("no such command: {}", words.join(" ")),
         }
     }
 
-    fn load(&mut self, node: usize, plugin: &str, wishes: &[&str]) {
-        self.nodes[node].serial += 1;
-        let id = TransactionId { originator: self.nodes[node].member.id(), serial: self.nodes[node].serial };
-        let kind = TransactionKind::Load(Box::new(spec(plugin)));
-        let require = wishes.iter().find_map(|wish| match wish.split_once(':') {
-            Some(("at-least", k)) => Some(Require::AtLeast(k.parse().expect("a number"))),
-            _ if *wish == "majority" => Some(Require::Majority),
-            _ if *wish == "any" => Some(Require::Any),
-            _ => None,
-        });
-        let (require, dry_run) = (require.unwrap_or_default(), wishes.contains(&"dry"));
-        let transaction = Transaction { id, kind, require, dry_run };
-        self.ask(node, &format!("load({plugin})"), None, Change::Transaction(Box::new(transaction)));
+    fn cut_all(&mut self, from: &str, to: &str, both: bool) {
+        for a in from.split(',') {
+            for b in to.split(',') {
+                let (a, b) = (self.at(a), self.at(b));
+                self.cut(a, b);
+                if both {
+                    self.cut(b, a);
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, m: &str, key: &str, value: &str, stamp: Option<Stamp>, if_absent: bool) {
+        let conditions = if if_absent { vec![(key.into(), KeyCondition::Absent)] } else { Vec::new() };
+        let value = Bytes::copy_from_slice(value.as_bytes());
+        let then = vec![KeyOperation::Put { key: key.into(), value: value.clone() }];
+        let asked = format!("{key}={}", String::from_utf8_lossy(&value));
+        let change = Change::Keys(KeyTransaction { conditions, then, otherwise: Vec::new() });
+        self.submit(self.at(m), &asked, stamp, change);
+    }
+
+    fn load(&mut self, m: &str, plugin: &str, how: &[&str]) {
+        let spec = PluginSpec {
+            name: plugin.into(),
+            version: "1".into(),
+            hash: [0; 32],
+            size: 1,
+            mode: Mode::Parallel,
+            placement: Placement::Process,
+            payload: Payload::Json,
+            config: BTreeMap::new(),
+            restart: RestartPolicy { times: 0, window_ms: 0 },
+            deadline_ms: 1_000,
+            stateless: true,
+        };
+        let rule = how.iter().find(|word| **word != "dry").copied().unwrap_or("all");
+        let require = match rule.split_once(':') {
+            Some(("at-least", k)) => Require::AtLeast(number(k) as u32),
+            None if rule == "majority" => Require::Majority,
+            None if rule == "any" => Require::Any,
+            _ => Require::All,
+        };
+        let at = self.at(m);
+        let serial =
+            self.kernels.iter().map(|kernel| kernel.asked.len() + kernel.answers.len()).sum::<usize>() as u64;
+        let transaction = Transaction {
+            id: TransactionId { originator: self.kernels[at].member.id(), serial: serial + 1 },
+            kind: TransactionKind::Load(Box::new(spec)),
+            require,
+            dry_run: how.contains(&"dry"),
+        };
+        self.submit(at, &format!("load {plugin}"), None, Change::Transaction(Box::new(transaction)));
+    }
+
+    fn show(&mut self, what: &str, more: &[&str]) {
+        let last = |lines: Vec<String>, n: Option<&&str>| {
+            let n = n.map_or(lines.len(), |n| number(n) as usize);
+            lines[lines.len().saturating_sub(n)..].to_vec()
+        };
+        let lines: Vec<String> = match what {
+            "views" => self.kernels.iter().map(|kernel| self.status(kernel)).collect(),
+            "histories" => {
+                let groups = self.alike(|kernel| last(self.history(kernel), more.first()));
+                let told = groups.into_iter().flat_map(|(names, entries)| {
+                    [format!("{names}:")]
+                        .into_iter()
+                        .chain(entries.into_iter().map(|entry| format!("  {entry}")))
+                });
+                told.collect()
+            }
+            "keys" => {
+                let groups = self.alike(|kernel| vec![self.keys(kernel)]);
+                groups.into_iter().map(|(names, keys)| format!("{names}: {}", keys.concat())).collect()
+            }
+            "plugins" => {
+                let groups = self.alike(|kernel| vec![self.plugins(kernel)]);
+                groups.into_iter().map(|(names, plugins)| format!("{names}: {}", plugins.concat())).collect()
+            }
+            "answers" => {
+                let mut lines = Vec::new();
+                for kernel in &self.kernels {
+                    for (asked, answer) in &kernel.answers {
+                        lines.push(format!("{}: {asked}: {}", kernel.name, self.answer(answer)));
+                    }
+                }
+                self.kernels.iter_mut().for_each(|kernel| kernel.answers.clear());
+                lines
+            }
+            "events" => {
+                let events = self.kernel(more[0]).member.events().map(|event| self.event(event));
+                last(events.collect(), more.get(1))
+            }
+            _ => panic!("nothing to show is called {what}"),
+        };
+        self.log.extend(lines);
     }
 }
 
-fn stamp_of(words: &[&str]) -> Option<Stamp> {
-    let value = |key: &str| words.iter().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-    let (session, seq) = (value("session")?.to_owned(), value("seq")?.parse().expect("a number"));
-    Some(Stamp { session, seq })
+fn number(word: &str) -> u64 {
+    word.parse().unwrap_or_else(|_| panic!("no number: {word}"))
 }
 
-fn microseconds(time: &str) -> u64 {
-    let (number, unit) = match time.strip_suffix("ms").or(time.strip_suffix("us")) {
-        Some(number) => (number, if time.ends_with("ms") { 1_000 } else { 1 }),
-        None => (time.strip_suffix('s').expect("a unit"), 1_000_000),
+fn microseconds(word: &str) -> u64 {
+    let (digits, unit) = word.split_at(word.find(|c: char| c.is_alphabetic()).expect("a unit"));
+    let factor = match unit {
+        "us" => 1,
+        "ms" => 1_000,
+        "s" => 1_000_000,
+        _ => panic!("no unit of time: {unit}"),
     };
-    number.parse::<u64>().expect("a number") * unit
+    number(digits) * factor
 }
 
-fn spec(name: &str) -> PluginSpec {
-    PluginSpec {
-        name: name.into(),
-        version: "1.0.0".into(),
-        hash: [7; 32],
-        size: 4_096,
-        mode: Mode::Parallel,
-        placement: Placement::Process,
-        payload: Payload::Json,
-        config: std::collections::BTreeMap::new(),
-        restart: RestartPolicy { times: 1, window_ms: 1_000 },
-        deadline_ms: 1_000,
-        stateless: true,
+fn verdict(word: &str) -> Verdict {
+    match word {
+        "ok" => Verdict::Ok,
+        "failed" => Verdict::Failed,
+        "timeout" => Verdict::Timeout,
+        "abstain" => Verdict::Abstain,
+        _ => panic!("no verdict: {word}"),
     }
 }

@@ -1,7 +1,7 @@
 //! Time, kernels, and how inputs reach a member and outputs leave it.
 
 use super::net::{Link, LinkNo};
-use dvm_core::ids::{LinkId, Lineage, MemberId, RequestId, Time, TransactionId, ViewId};
+use dvm_core::ids::{Lineage, LinkId, MemberId, RequestId, Time, TransactionId, ViewId};
 use dvm_core::state::{Change, Genesis, Stamp, Submission};
 use dvm_core::wire::{Control, ExecResult, Identity, Ring, Verdict};
 use dvm_core::{Answer, Config, Delivery, Input, Member, Output, Reject, Snapshot, Standing};
@@ -166,7 +166,8 @@ impl World {
 
     /// A new incarnation of a name; the first is told as `c`, the second as `c#2`.
     fn fresh_identity(&mut self, name: &str) -> Identity {
-        let before = self.names.values().filter(|known| known.split('#').next() == Some(name)).count() as u128;
+        let before =
+            self.names.values().filter(|known| known.split('#').next() == Some(name)).count() as u128;
         let letter = u128::from(name.as_bytes()[0]);
         let id = MemberId(letter << 120 | (before + 1) << 112 | letter);
         let shown = if before == 0 { name.into() } else { format!("{name}#{}", before + 1) };
@@ -205,7 +206,9 @@ impl World {
     /// Plays on for a time.
     pub fn wait_us(&mut self, us: u64) {
         let until = self.now_us + us;
-        while let Some((&(due, serial), _)) = self.queue.first_key_value().filter(|((due, _), _)| *due <= until) {
+        while let Some((&(due, serial), _)) =
+            self.queue.first_key_value().filter(|((due, _), _)| *due <= until)
+        {
             let happening = self.queue.remove(&(due, serial)).expect("seen above");
             self.now_us = due;
             self.happen(happening);
