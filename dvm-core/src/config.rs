@@ -1,6 +1,7 @@
 //! Every limit and duration of the protocol, in one place, validated at start.
 
 use crate::ids::Name;
+use crate::state::Require;
 use alloc::string::{String, ToString};
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,8 @@ pub struct Config {
     pub waiting: u64,
     /// What becomes of a losing branch's entries.
     pub merge: Merge,
+    /// When a transaction commits that names no rule of its own.
+    pub require: Require,
     /// Faults on request (`dvm chaos`).
     pub chaos: bool,
 }
@@ -79,6 +82,7 @@ impl Default for Config {
             join_batch_ms: 20,
             waiting: 4_096,
             merge: Merge::Discard,
+            require: Require::All,
             chaos: false,
         }
     }
@@ -163,6 +167,7 @@ impl Config {
             if self.partition == Partition::Survive { "survive" } else { "quorum" }.into(),
         ));
         all.push(("merge", if self.merge == Merge::Discard { "discard" } else { "resubmit" }.into()));
+        all.push(("require", self.require.to_string()));
         all.push(("chaos", self.chaos.to_string()));
         all
     }
@@ -187,6 +192,10 @@ impl Config {
                     // A setting that would be taken and do nothing is worse than none.
                     _ => return Err(refuse("discard (resubmit is not there yet)".into())),
                 }
+            }
+            "require" => {
+                let rule = value.parse().map_err(|_| refuse("all, majority, at-least:K or any".into()))?;
+                self.require = rule;
             }
             "chaos" => self.chaos = value.parse().map_err(|_| refuse("true or false".into()))?,
             _ => {

@@ -446,22 +446,38 @@ impl DvmPlace {
         Ok(stream)
     }
 
-    /// Removes sockets and process files of kernels that are gone. The caller holds [`RuntimeDir::lock`].
+    /// A member's directory for files that its kernel alone uses.
+    #[must_use]
+    pub fn private(&self, member: &str) -> PathBuf {
+        self.directory.join(format!(".{member}.d"))
+    }
+
+    /// Removes what kernels that are gone left: sockets, process files, private directories. The caller holds
+    /// [`RuntimeDir::lock`].
     ///
     /// # Errors
     /// [`PlaceError::Io`]; some files may be removed.
     pub fn sweep(&self) -> Result<(), PlaceError> {
+        let gone = |path: PathBuf, removed: io::Result<()>| match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(PlaceError::Io { what: "remove", path, error })
+            }
+            _ => Ok(()),
+        };
         for member in self.members()? {
             if !self.accepts(&member) {
-                let socket = self.directory.join(format!("{member}.sock"));
-                for path in [socket, self.pid_file(&member)] {
-                    match fs::remove_file(&path) {
-                        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                            return Err(PlaceError::Io { what: "remove", path, error });
-                        }
-                        _ => {}
-                    }
+                for path in [self.directory.join(format!("{member}.sock")), self.pid_file(&member)] {
+                    let removed = fs::remove_file(&path);
+                    gone(path, removed)?;
                 }
+            }
+        }
+        for name in names_in(&self.directory)? {
+            let member = name.strip_prefix('.').and_then(|name| name.strip_suffix(".d"));
+            if member.is_some_and(|member| check_name(member).is_ok() && !self.accepts(member)) {
+                let path = self.directory.join(name);
+                let removed = fs::remove_dir_all(&path);
+                gone(path, removed)?;
             }
         }
         Ok(())

@@ -1,3 +1,4 @@
 //! Tests that need more than one crate: the simulator of a whole DVM, and tests of real processes.
 
+pub mod cluster;
 pub mod sim;

@@ -2,7 +2,9 @@
 //!
 //! These tests start real kernels by the programs that were built beside them: `cargo build --workspace --bins` and
 //! `cargo build -p dvm-plugin-counter` come first, as `cargo xtask test` does.
+#![expect(clippy::print_stdout, reason = "an example of the book tells what it sees")]
 
+use dvm_plugin_api::place::RuntimeDir;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,16 +13,11 @@ use tempfile::TempDir;
 // The example of docs/clients.md, from here …
 use dvm_plugin_api::client::{Client, Filter, Next, Target};
 use dvm_plugin_api::local::{Answer, Failure, Operation, Request, Since};
-use dvm_plugin_api::place::{DvmPlace, RuntimeDir};
+use dvm_plugin_api::place::DvmPlace;
 use serde_json::json;
 use std::time::Duration;
 
-/// The DVM of this name on this host.
-fn place(name: &str) -> Result<DvmPlace, Failure> {
-    Ok(RuntimeDir::create()?.dvm(name)?)
-}
-
-/// Writes a key, and hears of it as everybody does.
+/// Writes a key, and hears of it as everybody does. `RuntimeDir::create()?.dvm("NAME")?` is a DVM's place.
 fn greet(place: DvmPlace) -> Result<(), Failure> {
     let limit = Some(Duration::from_secs(10));
     let mut client = Client::connect(Target::new(place, "my application"))?;
@@ -132,7 +129,11 @@ fn the_client_of_the_book_works() {
     let mine = include_str!("docs.rs");
     let mine = mine.split("from here …\n").nth(1).and_then(|rest| rest.split("\n// … to here").next());
     let shown = block(&page("docs/clients.md"), "## In Rust", "rust");
-    assert_eq!(shown, mine.expect("it is marked"), "docs/clients.md shows another client than this test runs");
+    assert_eq!(
+        shown,
+        mine.expect("it is marked"),
+        "docs/clients.md shows another client than this test runs"
+    );
 
     let user = User::new();
     user.shell("dvm up --local 3 --name book");
@@ -140,7 +141,6 @@ fn the_client_of_the_book_works() {
     greet(runtime.dvm("book").expect("a name")).expect("it greets");
     assert_eq!(user.shell("dvm state get app/greeting").trim(), "hello");
     user.shell("dvm halt");
-    let _ = place;
 }
 
 #[test]
@@ -166,7 +166,8 @@ fn every_command_is_in_the_book() {
         let options = user.shell(&format!("dvm {command} --help"));
         let own = options.split("Global options:").next().expect("it begins");
         let words = own.split_whitespace().map(|word| word.trim_matches(|c: char| "[],".contains(c)));
-        for option in words.filter(|word| word.starts_with("--") && *word != "--help" && *word != "--version") {
+        for option in words.filter(|word| word.starts_with("--") && *word != "--help" && *word != "--version")
+        {
             assert!(text.contains(option), "docs/commands.md does not tell of `{option}` of `dvm {command}`");
         }
     }

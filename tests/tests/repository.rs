@@ -277,7 +277,10 @@ fn the_protocol_page_keeps_its_numbers() {
         assert!(text.contains(&format!("**R{rule}")), "docs/protocol.md has no rule R{rule}");
     }
     for invariant in 1..=22 {
-        assert!(text.contains(&format!("| I{invariant} |")), "docs/protocol.md has no invariant I{invariant}");
+        assert!(
+            text.contains(&format!("| I{invariant} |")),
+            "docs/protocol.md has no invariant I{invariant}"
+        );
     }
 }
 

@@ -220,6 +220,39 @@ impl Require {
     }
 }
 
+impl core::fmt::Display for Require {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Majority => f.write_str("majority"),
+            Self::AtLeast(k) => write!(f, "at-least:{k}"),
+            Self::Any => f.write_str("any"),
+        }
+    }
+}
+
+impl core::str::FromStr for Require {
+    type Err = NoRule;
+
+    fn from_str(text: &str) -> Result<Self, NoRule> {
+        let at_least = || text.strip_prefix("at-least:")?.parse().ok().filter(|k| *k > 0).map(Self::AtLeast);
+        match text {
+            "all" => Ok(Self::All),
+            "majority" => Ok(Self::Majority),
+            "any" => Ok(Self::Any),
+            _ => at_least().ok_or_else(|| NoRule { text: text.into() }),
+        }
+    }
+}
+
+/// Not a rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is no rule: all, majority, at-least:K or any")]
+pub struct NoRule {
+    /// What was given.
+    pub text: String,
+}
+
 /// How a transaction ends, worked out once by whoever closes its collection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
@@ -420,5 +453,37 @@ pub fn summary(view: &View, last_confirmed: Epoch, index: HistoryIndex) -> Summa
         size: view.members.len() as u32,
         rank0: view.members[0],
         index,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::ToString;
+
+    #[test]
+    fn rules_are_read_as_they_are_written() {
+        for rule in [Require::All, Require::Majority, Require::AtLeast(3), Require::Any] {
+            assert_eq!(rule.to_string().parse(), Ok(rule));
+        }
+        for bad in ["", "at-least:", "at-least:0", "most", "at-least:-1"] {
+            assert!(bad.parse::<Require>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_ok_never_commits_and_each_rule_counts_in_the_electorate() {
+        for rule in [Require::All, Require::Majority, Require::AtLeast(1), Require::Any] {
+            assert!(!rule.is_met(0, 5) && !rule.is_met(0, 0), "{rule}");
+            assert!(rule.is_met(5, 5), "{rule}");
+        }
+        assert!(
+            !Require::All.is_met(4, 5) && Require::Majority.is_met(3, 5) && !Require::Majority.is_met(2, 4)
+        );
+        assert!(
+            Require::AtLeast(2).is_met(2, 5)
+                && !Require::AtLeast(3).is_met(2, 5)
+                && Require::Any.is_met(1, 5)
+        );
     }
 }

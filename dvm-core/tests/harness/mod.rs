@@ -16,4 +16,4 @@ mod show;
 mod world;
 
 pub use script::play;
-pub use world::{HOP_US, World};
+pub use world::{Execution, HOP_US, World};

@@ -5,14 +5,14 @@ use crate::security::ticket::hex;
 use dvm_core::ids::{Epoch, HistoryIndex, MemberId, Name, TransactionId, ViewId};
 use dvm_core::state::{
     Change, Content, Entry, Event, EventKind, InstanceState, KeyCondition, KeyOperation, LeaveBy,
-    MemberBrief, Mode, Placement, Plugin, PluginState, Require, State, Submission,
+    MemberBrief, Mode, Placement, Plugin, PluginState, State, Submission,
 };
 use dvm_core::view::View;
 use dvm_core::wire::{ExecResult, Verdict};
 use dvm_core::{MemberStatus, Partition, Phase, Receipt};
 use dvm_plugin_api::local::{
     DepartedDoc, DvmDoc, EventDoc, HistoryEntry, InstanceDoc, MemberDoc, OpenDoc, PluginDoc,
-    Receipt as ReceiptDoc, ResultDoc, Status, ViewDoc,
+    Receipt as ReceiptDoc, ResultDoc, Stamp, Status, ViewDoc,
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -171,16 +171,6 @@ pub(crate) fn results(results: &[(Name, Option<ExecResult>)]) -> Vec<ResultDoc> 
         ResultDoc { member: member.clone(), result: verdict.into(), stage, code, reason }
     };
     results.iter().map(one).collect()
-}
-
-/// A rule, as users write it.
-pub(crate) fn require(require: Require) -> String {
-    match require {
-        Require::All => "all".into(),
-        Require::Majority => "majority".into(),
-        Require::AtLeast(k) => format!("at-least:{k}"),
-        Require::Any => "any".into(),
-    }
 }
 
 fn leave_by(by: LeaveBy) -> &'static str {
@@ -395,6 +385,7 @@ fn config(config: &BTreeMap<String, String>) -> Map<String, Value> {
 
 /// An entry of the history; `state` knows the names.
 pub(crate) fn entry(entry: &Entry, state: &State) -> HistoryEntry {
+    let mut stamp = None;
     let (origin, kind, time_ms, transaction, detail) = match &entry.content {
         Content::View(proposal) => {
             let view = &proposal.view;
@@ -409,6 +400,7 @@ pub(crate) fn entry(entry: &Entry, state: &State) -> HistoryEntry {
             match postcard::from_bytes::<Submission>(body) {
                 Ok(submission) => {
                     let (kind, transaction, detail) = change(&submission.change, state);
+                    stamp = submission.stamp.map(|core| Stamp { session: core.session, seq: core.seq });
                     (origin, kind, submission.time_ms, transaction, detail)
                 }
                 Err(_) => (origin, "unknown", 0, None, json!({"bytes": body.len()})),
@@ -424,6 +416,7 @@ pub(crate) fn entry(entry: &Entry, state: &State) -> HistoryEntry {
         kind: kind.into(),
         time: rfc3339(time_ms),
         transaction: transaction.map(|id| id.to_string()),
+        stamp,
         detail,
     }
 }

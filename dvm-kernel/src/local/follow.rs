@@ -29,6 +29,9 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// How often it is looked whether anything waits that nobody was woken for.
 const LOOK: Duration = Duration::from_millis(500);
 
+/// Lost branches that are told of to whoever asks for all events.
+const LOST_MAX: usize = 16;
+
 /// Attempts to send a state copy.
 const SNAPSHOT_TRIES: usize = 3;
 
@@ -83,6 +86,9 @@ impl Server {
                 if let Some(ended) = &delivery.ended {
                     self.opened.borrow_mut().remove(&ended.transaction.id);
                 }
+                if delivery.events.iter().any(|event| event.kind.word() == "halting") {
+                    self.halting.set(true);
+                }
                 // Settings are rare; only those that begin as one are decoded.
                 if delivery.events.iter().any(|event| event.kind.word() == "config-changed") {
                     self.on_settings(body);
@@ -118,6 +124,13 @@ impl Server {
         self.peers.set_members(state.view.members.clone());
         self.kept.set((state.config.history_entries, state.config.history_bytes));
         self.mirror.borrow_mut().reset(state.index, state.ancestry.clone(), events, entries);
+        if let Some(lost) = self.orphans.borrow_mut().take() {
+            let mut told = self.lost.borrow_mut();
+            if told.len() == LOST_MAX {
+                told.pop_front();
+            }
+            told.push_back(lost.told(&state));
+        }
         if !state.plugins.is_empty() || !state.open.is_empty() {
             self.plugins_listen.borrow_mut().get_or_insert_with(|| self.feed.listen());
         }
@@ -134,7 +147,10 @@ impl Server {
 
     fn on_standing(self: &Rc<Self>, standing: Standing) {
         match standing {
-            Standing::Blocked if !self.blocked.replace(true) => self.note("quorum-lost"),
+            // When the DVM ends, all leave, and the last ones are not told that the others are missing.
+            Standing::Blocked if !self.halting.get() && !self.blocked.replace(true) => {
+                self.note("quorum-lost");
+            }
             Standing::Normal if self.blocked.replace(false) => self.note("quorum-regained"),
             Standing::Excluded { .. } => {
                 spawn_local(self.clone().fence());

@@ -5,7 +5,8 @@
 use super::{Server, documents};
 use crate::clock::{rfc3339, wall_ms};
 use dvm_core::ids::HistoryIndex;
-use dvm_core::state::Entry;
+use dvm_core::state::{Entry, State};
+use dvm_plugin_api::local::EventDoc;
 use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,17 @@ pub(super) struct Lost {
     pub(super) discarded: usize,
     /// Where they are written.
     pub(super) path: PathBuf,
+}
+
+impl Lost {
+    /// As subscribers are told, once the branch that stands is this kernel's.
+    pub(super) fn told(&self, standing: &State) -> EventDoc {
+        let more = json!({
+            "fork_index": self.fork, "discarded": self.discarded, "journal": self.path,
+            "resume_index": standing.index,
+        });
+        documents::note(standing, "partition-lost", more, wall_ms())
+    }
 }
 
 impl Server {

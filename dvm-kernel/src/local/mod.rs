@@ -27,6 +27,7 @@ use dvm_core::Config;
 use dvm_core::ids::{Time, TransactionId};
 use dvm_core::state::LeaveBy;
 use dvm_core::wire::Identity;
+use dvm_plugin_api::local::EventDoc;
 use dvm_plugin_api::place::DvmPlace;
 use mirror::Mirror;
 use std::cell::{Cell, RefCell};
@@ -106,9 +107,13 @@ pub(crate) struct Server {
     serial: Cell<u64>,
     /// When each open transaction was first seen.
     opened: RefCell<BTreeMap<TransactionId, Time>>,
-    /// What the last lost branch left.
+    /// What a lost branch left, until the branch that stands takes its place.
     orphans: RefCell<Option<journal::Lost>>,
+    /// What is told of the last lost branches, oldest first.
+    lost: RefCell<VecDeque<EventDoc>>,
     blocked: Cell<bool>,
+    /// The DVM's end is in the history.
+    halting: Cell<bool>,
     /// By whose wish the member left; `None` while it has not.
     left: Cell<Option<LeaveBy>>,
     /// The ring's task has ended in any way.
@@ -141,7 +146,9 @@ pub(crate) async fn run(parts: Parts) -> io::Result<()> {
         serial: Cell::new(0),
         opened: RefCell::default(),
         orphans: RefCell::default(),
+        lost: RefCell::default(),
         blocked: Cell::new(false),
+        halting: Cell::new(false),
         left: Cell::new(None),
         ended: Cell::new(false),
         unfinished: Cell::new(0),

@@ -56,7 +56,12 @@ impl Server {
         require: Option<String>,
         dry_run: bool,
     ) -> Result<Answer, Failure> {
-        let require = parse_require(require.as_deref().unwrap_or("all"))?;
+        let require = match require {
+            Some(rule) => rule.parse().map_err(|error: dvm_core::state::NoRule| {
+                Failure::new(FailureCode::Usage, error.to_string())
+            })?,
+            None => self.in_state(|state| state.config.require).await?,
+        };
         let kind = match kind {
             Asked::Load(load) => TransactionKind::Load(Box::new(self.spec(*load)?)),
             Asked::Unload { plugin } => TransactionKind::Unload { plugin },
@@ -84,7 +89,7 @@ impl Server {
             transaction: transaction.to_string(),
             outcome: if committed { "committed" } else { "rejected" }.into(),
             dry_run,
-            require: documents::require(require),
+            require: require.to_string(),
             receipt,
             results: documents::results(&results),
         })))
@@ -115,7 +120,7 @@ impl Server {
             transaction: id.to_string(),
             outcome: word.into(),
             dry_run,
-            require: documents::require(require),
+            require: require.to_string(),
             receipt,
             results: results.unwrap_or_default(),
         })))
@@ -296,31 +301,4 @@ fn parse_hash(text: &str) -> Result<[u8; 32], Failure> {
     unhex(text)
         .and_then(|bytes| bytes.try_into().ok())
         .ok_or_else(|| Failure::new(FailureCode::Usage, format!("`{text}` is no BLAKE3 hash")))
-}
-
-fn parse_require(text: &str) -> Result<Require, Failure> {
-    let at_least = || text.strip_prefix("at-least:")?.parse().ok().filter(|k| *k > 0).map(Require::AtLeast);
-    match text {
-        "all" => Ok(Require::All),
-        "majority" => Ok(Require::Majority),
-        "any" => Ok(Require::Any),
-        _ => at_least().ok_or_else(|| {
-            let text = format!("`{text}` is no rule: all, majority, at-least:K or any");
-            Failure::new(FailureCode::Usage, text)
-        }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rules() {
-        assert_eq!(parse_require("all").ok(), Some(Require::All));
-        assert_eq!(parse_require("at-least:3").ok(), Some(Require::AtLeast(3)));
-        for bad in ["", "at-least:", "at-least:0", "most", "at-least:-1"] {
-            assert!(parse_require(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -59,11 +59,21 @@ impl Server {
         }
         let _listening = follow.then(|| self.feed.listen());
         self.catch_up();
+        // Branches that this kernel lost have no place in the history; who wants everything hears of them first.
+        let lost: Vec<_> = match since {
+            Since::All => self.lost.borrow().iter().cloned().collect(),
+            _ => Vec::new(),
+        };
         let mut reader = match self.reader(since) {
             Ok(reader) => reader,
             Err(failure) => return Some(Err(failure)),
         };
         let wanted = Wanted { kinds, key_prefix };
+        for told in lost.into_iter().filter(|told| wanted.has(told)) {
+            if outgoing.send(ToClient { id, answer: Ok(Answer::Event(Box::new(told))) }).await.is_err() {
+                return None;
+            }
+        }
         let mut seen = self.version.subscribe();
         loop {
             seen.mark_unchanged();
@@ -125,14 +135,16 @@ impl Server {
                 }
             }
             Found::OtherBranch(resume) => {
-                let lost = self.orphans.borrow().clone();
-                let more = json!({
-                    "fork_index": lost.as_ref().map(|lost| lost.fork),
-                    "discarded": lost.as_ref().map(|lost| lost.discarded),
-                    "journal": lost.as_ref().map(|lost| lost.path.display().to_string()),
-                    "resume_index": resume,
-                });
-                if let Some(note) = self.note_now("partition-lost", more).await {
+                let last = self.lost.borrow().back().cloned();
+                let note = match last {
+                    Some(lost) => Some(lost),
+                    // The branch had nothing of its own.
+                    None => {
+                        let more = json!({"fork_index": resume, "discarded": 0, "journal": null, "resume_index": resume});
+                        self.note_now("partition-lost", more).await
+                    }
+                };
+                if let Some(note) = note.filter(|note| wanted.has(note)) {
                     outgoing.send(event(note)).await?;
                 }
             }

@@ -61,7 +61,7 @@ impl Places {
                 Ok(socket)
             })
             .map_err(|error| failed("listen at", &socket_path, error))?;
-        let private = place.directory().join(format!(".{member}.d"));
+        let private = place.private(member);
         let places =
             Self { place, logs, log: log.clone(), socket_path, private, member: member.clone(), _held };
         let pid_path = places.place.pid_file(member);

@@ -1,5 +1,6 @@
 //! The documents that scripts parse: field names here are the JSON of the command line.
 
+use super::request::Stamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -283,6 +284,9 @@ pub struct HistoryEntry {
     pub time: String,
     /// The transaction it belongs to.
     pub transaction: Option<String>,
+    /// The client's session and its number there. A pair that stood before changed nothing: it was sent again by a client
+    /// whose kernel was lost.
+    pub stamp: Option<Stamp>,
     /// Its content, for people and scripts.
     pub detail: Value,
 }

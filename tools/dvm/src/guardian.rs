@@ -93,6 +93,8 @@ pub(crate) fn run(args: GuardianArgs) -> exit::Result {
             }
             Next::Event(_) => lost_since = None,
             Next::End(_) => return Ok(exit::OK),
+            // Ended by force, which leaves nobody to tell it.
+            Next::Quiet if lost_since.is_some() && !place.directory().exists() => return Ok(exit::OK),
             Next::Quiet if lost_since.is_some_and(|since: Instant| since.elapsed() > LOST) => {
                 return Ok(exit::NO_DVM);
             }

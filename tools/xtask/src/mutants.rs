@@ -175,7 +175,8 @@ impl Mutant {
         let output = simulate.output().context("cannot run the simulator")?;
         let told = String::from_utf8_lossy(&output.stdout);
         // Seeds are taken in order, so the least one that failed is the first that fails.
-        let failures = told.lines().filter_map(failure);
+        let lines: Vec<_> = told.lines().collect();
+        let failures = (0..lines.len()).filter_map(|at| failure(lines[at], lines.get(at + 1).unwrap_or(&"")));
         match failures.min_by_key(|(seed, _)| *seed) {
             Some((seed, by)) => Ok(Fate::Killed { by, seed }),
             None if output.status.success() => Ok(Fate::Survived),
@@ -193,15 +194,14 @@ fn build(copy: &Path, target: &Path) -> Result<()> {
     run(&mut command, "cargo build --release -p dvm-tests --bin simulate")
 }
 
-/// Seed and cause of a line `seed N failed: CLASS [RULE] at T s: TEXT`.
-fn failure(line: &str) -> Option<(u64, String)> {
+/// Seed and cause of a line `seed N failed: CLASS [RULE] at T s: TEXT`; a panic's words are on the next one.
+fn failure(line: &str, next: &str) -> Option<(u64, String)> {
     let (seed, rest) = line.strip_prefix("seed ")?.split_once(" failed: ")?;
     let (class, rest) = rest.split_once(" [")?;
-    let (rule, text) = rest.split_once(']')?;
+    let (rule, _) = rest.split_once(']')?;
     let cause = match class {
         "panic" => {
-            let text = text.split_once(" s: ").map_or(text, |(_, text)| text);
-            let short: String = text.lines().next().unwrap_or(text).chars().take(60).collect();
+            let short: String = next.chars().take(60).collect();
             format!("assertion: {}", short.replace('|', "/"))
         }
         _ => format!("{rule} ({class})"),
@@ -263,6 +263,9 @@ mod tests {
     #[test]
     fn a_failure_is_read_from_the_simulators_line() {
         let line = "seed 12 failed: safety [I3] at 1.250000 s: two histories";
-        assert_eq!(failure(line), Some((12, "I3 (safety)".into())));
+        assert_eq!(failure(line, ""), Some((12, "I3 (safety)".into())));
+        let line = "seed 3 failed: panic [panic] at 0.5 s: panicked at dvm-core/src/ring.rs:286:9:";
+        let cause = "assertion: deliveries go by key".to_owned();
+        assert_eq!(failure(line, "deliveries go by key"), Some((3, cause)));
     }
 }

@@ -1,0 +1,69 @@
+//! Real kernels on this machine for a test: each [`Ground`] has directories of its own, and nothing outlives it.
+//!
+//! Everything is done through the programs that users have, found beside the test's own executable. Nothing here sleeps
+//! for a condition: [`wait_for`] looks until it holds or [`PATIENCE`] is up. A test that fails prints its kernels' logs;
+//! one that ends while a process of its ground lives fails.
+
+mod ground;
+mod outcome;
+mod processes;
+mod writer;
+
+pub use ground::{Cluster, Ground};
+pub use outcome::Outcome;
+pub use processes::{Process, lives, signal};
+pub use writer::{Writer, key_changes};
+
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long anything may take. The machine may be slow and shared.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Pause between two looks.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Waits until `holds` gives something, which is returned.
+///
+/// # Panics
+/// When [`PATIENCE`] is up.
+pub fn wait_for<T>(what: &str, mut holds: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = holds() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
+        sleep(LOOK);
+    }
+}
+
+/// A program beside this test's executable, or a library of the same build.
+///
+/// # Panics
+/// When it has not been built.
+#[must_use]
+pub fn built(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has an executable");
+    let directory = test.parent().and_then(|deps| deps.parent()).expect("tests are in target/PROFILE/deps");
+    let path = directory.join(name);
+    let hint = "cargo build --workspace --bins && cargo build -p dvm-plugin-counter";
+    assert!(path.is_file(), "{} is missing; run: {hint}", path.display());
+    path
+}
+
+/// Whether this is root, which `what` needs. Where it is not, the test is skipped and says so; under `CI=true`, where
+/// nobody reads that, it fails.
+///
+/// # Panics
+/// Under `CI=true` without root.
+#[must_use]
+pub fn root_for(what: &str) -> bool {
+    if rustix::process::geteuid().is_root() {
+        return true;
+    }
+    assert!(!std::env::var("CI").is_ok_and(|ci| ci == "true"), "CI=true runs this as root: {what}");
+    eprintln!("skipped: {what} needs root");
+    false
+}
