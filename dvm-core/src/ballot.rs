@@ -488,7 +488,10 @@ impl Seat {
         let ready = self.admission.ready(cx.now, self.silence_ms());
         let free =
             ready.filter(|joiner| !self.view.has(joiner.id)).filter(|joiner| names.insert(&joiner.name));
-        free.cloned().collect()
+        let mut joiners: Vec<_> = free.cloned().collect();
+        // People count on k1 before k2 before k10; the ids are drawn by lot.
+        joiners.sort_by(|a, b| (a.name.len(), &a.name).cmp(&(b.name.len(), &b.name)));
+        joiners
     }
 
     /// `quorum`: this side cannot go on. It answers reads, refuses writes, and waits.

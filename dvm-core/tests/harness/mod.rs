@@ -8,7 +8,7 @@
 //! | `show` | how frames, entries and members are written |
 //!
 //! The simulator of the workspace's `tests` draws everything from a seed; here everything is said.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test file uses a part")]
 
 mod net;
 mod script;

@@ -79,7 +79,8 @@ impl World {
         if link.lost {
             return;
         }
-        if self.holds.contains(&(at, there)) || !link.ends[end].held.is_empty() {
+        let is_stuck = self.holds.contains(&(at, there)) && matches!(message, Ring::Data(_));
+        if is_stuck || !link.ends[end].held.is_empty() {
             link.ends[end].held.push_back(message);
             return;
         }
@@ -125,7 +126,7 @@ impl World {
         }
     }
 
-    /// Ring frames from one kernel to another go no further than the network's buffers.
+    /// From the next DATA on, ring frames from one kernel to another go no further than the network's buffers.
     pub fn hold(&mut self, from: usize, to: usize) {
         self.holds.insert((from, to));
     }

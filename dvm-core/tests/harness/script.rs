@@ -6,7 +6,7 @@
 //! | `ring N` | founds and joins until `a`, `b`, … are in one view at rest |
 //! | `trace WORD…`, `trace off` | tells these outputs as they are made |
 //! | `put M KEY VALUE [as SESSION SEQ] [if-absent]` | a client of `M` asks for a change |
-//! | `many M COUNT` | as many changes that do nothing |
+//! | `many M COUNT KEY BYTES` | so many changes of one key, each with a value of that length |
 //! | `load M PLUGIN [RULE] [dry]` | a transaction; RULE: `all`, `majority`, `any`, `at-least:K` |
 //! | `execute M ok\|failed\|timeout\|abstain\|later` | what `M` answers from now on when it is asked to execute |
 //! | `executed M VERDICT` | what it held ends so |
@@ -16,12 +16,13 @@
 //! | `doom M WORD [N]` | `M` dies instead of sending its N-th message of the kind |
 //! | `pause M`, `resume M` | |
 //! | `reset A B` | the ring link from A to B breaks, with all that is on it |
-//! | `hold A B`, `release A B` | ring frames from A to B are held, and go on |
+//! | `hold A B`, `release A B` | from the next DATA on, ring frames from A to B are held; they go on |
 //! | `cut A,B / C,D`, `cut A > B`, `heal` | |
 //! | `lose WORD A B`, `lose nothing` | messages of the kind from A to B are lost; `*` is anybody |
 //! | `run`, `wait TIME` | until only timers remain; for `300us`, `20ms`, `2s` |
 //! | `show views\|histories [N]\|keys\|plugins\|answers\|events M [N]\|orphans` | |
 
+use super::show::shown_value;
 use super::world::{Execution, World};
 use bytes::Bytes;
 use dvm_core::Input;
@@ -66,10 +67,9 @@ impl World {
                 let stamp = Stamp { session: session.into(), seq: number(seq) };
                 self.put(m, key, value, Some(stamp), false);
             }
-            ["many", m, count] => {
-                for _ in 0..number(count) {
-                    self.submit(self.at(m), "noop", None, Change::Noop);
-                }
+            ["many", m, count, key, bytes] => {
+                let value = "0".repeat(number(bytes) as usize);
+                (0..number(count)).for_each(|_| self.put(m, key, &value, None, false));
             }
             ["load", m, plugin, ref how @ ..] => self.load(m, plugin, how),
             ["execute", m, how] => {
@@ -87,8 +87,8 @@ impl World {
             ["join", m, "via", contact] => self.start(m, Some(contact)),
             ["kill", m] => self.kill(self.at(m), false),
             ["power-off", m] => self.kill(self.at(m), true),
-            ["doom", m, word] => self.doomed = Some((self.at(m), word.into(), 1)),
-            ["doom", m, word, n] => self.doomed = Some((self.at(m), word.into(), number(n) as u32)),
+            ["doom", m, word] => self.doomed.push((self.at(m), word.into(), 1)),
+            ["doom", m, word, n] => self.doomed.push((self.at(m), word.into(), number(n) as u32)),
             ["pause", m] => self.pause(self.at(m)),
             ["resume", m] => self.resume(self.at(m)),
             ["reset", a, b] => self.reset(self.at(a), self.at(b)),
@@ -122,7 +122,7 @@ impl World {
         let conditions = if if_absent { vec![(key.into(), KeyCondition::Absent)] } else { Vec::new() };
         let value = Bytes::copy_from_slice(value.as_bytes());
         let then = vec![KeyOperation::Put { key: key.into(), value: value.clone() }];
-        let asked = format!("{key}={}", String::from_utf8_lossy(&value));
+        let asked = format!("{key}={}", shown_value(&value));
         let change = Change::Keys(KeyTransaction { conditions, then, otherwise: Vec::new() });
         self.submit(self.at(m), &asked, stamp, change);
     }

@@ -251,7 +251,7 @@ impl World {
             Change::Noop => "noop".into(),
             Change::Keys(keys) => {
                 let operations = keys.then.iter().map(|operation| match operation {
-                    KeyOperation::Put { key, value } => format!("{key}={}", String::from_utf8_lossy(value)),
+                    KeyOperation::Put { key, value } => format!("{key}={}", shown_value(value)),
                     KeyOperation::Delete { key } => format!("delete {key}"),
                 });
                 operations.collect::<Vec<_>>().join(" ")
@@ -358,7 +358,7 @@ impl World {
     pub fn keys(&self, kernel: &Kernel) -> String {
         let Some(state) = kernel.member.state() else { return "-".into() };
         let keys = state.keys.iter().map(|(key, record)| {
-            format!("{key}={} (version {})", String::from_utf8_lossy(&record.value), record.version)
+            format!("{key}={} (version {})", shown_value(&record.value), record.version)
         });
         keys.collect::<Vec<_>>().join(" ")
     }
@@ -407,5 +407,14 @@ fn verdict(result: &ExecResult) -> String {
     match result.verdict {
         Verdict::Failed => format!("failed({})", result.stage),
         other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// A key's value; of a long one its length.
+pub fn shown_value(value: &[u8]) -> String {
+    if value.len() > 64 {
+        format!("({} bytes)", value.len())
+    } else {
+        String::from_utf8_lossy(value).into_owned()
     }
 }

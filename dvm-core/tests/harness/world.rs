@@ -72,7 +72,7 @@ pub struct World {
     pub trace: BTreeSet<String>,
     pub losses: Vec<Loss>,
     /// Who dies instead of sending its n-th message of a kind from now on.
-    pub doomed: Option<(usize, String, u32)>,
+    pub doomed: Vec<(usize, String, u32)>,
     /// Frames and messages sent so far, by kind.
     pub sent: BTreeMap<&'static str, u64>,
     pub(super) links: Vec<Link>,
@@ -94,7 +94,7 @@ impl World {
             log: Vec::new(),
             trace: BTreeSet::new(),
             losses: Vec::new(),
-            doomed: None,
+            doomed: Vec::new(),
             sent: BTreeMap::new(),
             links: Vec::new(),
             cuts: BTreeSet::new(),
@@ -359,15 +359,11 @@ impl World {
 
     /// Whether the kernel is to die instead of sending this.
     fn dies_instead(&mut self, at: usize, kind: &str) -> bool {
-        let Some((doomed, word, left)) = &mut self.doomed else { return false };
-        if *doomed == at && word == kind {
-            *left -= 1;
-            if *left == 0 {
-                self.doomed = None;
-                return true;
-            }
-        }
-        false
+        let mut fits = self.doomed.iter_mut().filter(|(doomed, word, _)| *doomed == at && word == kind);
+        fits.any(|(.., left)| {
+            *left = left.saturating_sub(1);
+            *left == 0
+        })
     }
 
     pub(super) fn send(&mut self, from: MemberId, to: MemberId, message: Control) {

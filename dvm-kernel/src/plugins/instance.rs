@@ -106,6 +106,13 @@ pub(super) struct Announce {
     change: InstanceChange,
 }
 
+impl Announce {
+    /// For an instance that was prepared before its load was decided: at once, so that all know its process.
+    pub(super) fn prepared(link: &Link) -> Self {
+        Self { position: 0, change: InstanceChange::Started { pid: link.pid() } }
+    }
+}
+
 /// How an instance failed.
 #[derive(Debug)]
 struct Failure {

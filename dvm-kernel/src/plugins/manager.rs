@@ -2,7 +2,7 @@
 
 use super::channel::{ToChild, frame};
 use super::history::{Base, Item, Kind, Start};
-use super::instance::{self, Beginning, Handle, Message, Phase};
+use super::instance::{self, Announce, Beginning, Handle, Message, Phase};
 use super::launch::{Trouble, is_possible, launch};
 use super::link::Link;
 use super::roster::Roster;
@@ -475,7 +475,8 @@ impl<P: Peers> Manager<P> {
         };
         let config = payload::config(spec.payload, &spec.config).unwrap_or_default();
         let base = Base { index: since.0 - 1, config, state: Start::Fresh };
-        self.begin(spec, since, base, Phase::Running { link: Box::new(link), announce: None });
+        let announce = Some(Announce::prepared(&link));
+        self.begin(spec, since, base, Phase::Running { link: Box::new(link), announce });
     }
 }
 

@@ -101,6 +101,12 @@ impl Ground {
         run(self.dvm(&[&["--json"], arguments].concat()))
     }
 
+    /// Runs a command that [`Ground::program`] or [`Ground::dvm`] began.
+    #[must_use]
+    pub fn finish(&self, command: Command) -> Outcome {
+        run(command)
+    }
+
     /// Starts `dvm` with arguments, its output in pipes. The caller waits for it or kills it.
     ///
     /// # Panics

@@ -204,11 +204,16 @@ impl Transaction {
                 Failure::new(code, format!("cannot read {}: {error}", file.display()))
             })?
         };
-        serde_json::from_str(&text).map_err(|error| {
+        Self::parse(&text).map_err(|error| {
             usage(format!("{} is no transaction", file.display())).cause(error.to_string()).hint(
                 r#"it looks like {"if":[{"key":"app/x","version":3}],"then":[{"put":"app/x","value":1}],"else":[]}"#,
             )
         })
+    }
+
+    /// An object only: a list, which could stand for a struct too, would be a transaction that does nothing.
+    fn parse(text: &str) -> serde_json::Result<Self> {
+        serde_json::from_value(Value::Object(serde_json::from_str(text)?))
     }
 
     fn request(self) -> Result<Request, Failure> {
@@ -263,7 +268,7 @@ mod tests {
     use super::*;
 
     fn check(text: &str) -> Result<Request, Failure> {
-        serde_json::from_str::<Transaction>(text).map_err(|error| usage(error.to_string()))?.request()
+        Transaction::parse(text).map_err(|error| usage(error.to_string()))?.request()
     }
 
     #[test]
@@ -287,6 +292,7 @@ mod tests {
             r#"{"if":[{"key":"a"}]}"#,
             r#"{"if":[{"key":"a","version":1,"absent":true}]}"#,
             r#"{"unless":[]}"#,
+            "[]",
             r#"{"then":[{"put":"a"}]}"#,
         ] {
             assert!(check(bad).is_err(), "{bad}");

@@ -226,7 +226,7 @@ impl World {
             payload: Payload::Msgpack,
             config,
             restart: RestartPolicy { times: 3, window_ms: 60_000 },
-            deadline_ms: 400,
+            deadline_ms: 1_500,
             stateless: false,
         };
         more(&mut spec);

@@ -1,0 +1,345 @@
+//! Plug-ins in processes of their own: agreed or loaded nowhere, and every way to fail told to everybody.
+
+use dvm_tests::cluster::{Cluster, lives, signal, wait_for};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// The result of one member in a transaction's document.
+fn result<'a>(document: &'a Value, member: &str) -> &'a Value {
+    let results = document["results"].as_array().expect("results");
+    results
+        .iter()
+        .find(|result| result["member"] == member)
+        .unwrap_or_else(|| panic!("{member} in {document}"))
+}
+
+fn plugin_hosts(cluster: &Cluster) -> Vec<u32> {
+    cluster.processes().iter().filter(|process| process.is_plugin_host()).map(|process| process.pid).collect()
+}
+
+fn no_plugin_is_left(cluster: &Cluster) {
+    for member in cluster.members() {
+        let plugins = cluster.ok(&["--member", &member, "plugins"]);
+        assert_eq!(plugins["plugins"], json!([]), "at {member}");
+    }
+    wait_for("no plug-in process is left", || plugin_hosts(cluster).is_empty().then_some(()));
+}
+
+/// The value that a member's own instance has, once it has one.
+fn value_at(cluster: &Cluster, member: &str) -> i64 {
+    wait_for(&format!("an instance answers at {member}"), || {
+        let query = cluster.json(&["--member", member, "call", "counter", "{\"get\":true}", "--query"]);
+        let reply = (query.exit == 0).then(|| query.json())?;
+        (reply["member"] == member).then(|| reply["reply"]["value"].as_i64().expect("a number"))
+    })
+}
+
+fn add(cluster: &Cluster, steps: i64) -> i64 {
+    let reply = cluster.ok(&["call", "counter", &format!("{{\"add\":{steps}}}")]);
+    reply["reply"]["value"].as_i64().expect("a number")
+}
+
+#[test]
+fn what_one_of_five_refuses_is_loaded_nowhere() {
+    let cluster = Cluster::up(5, &[]);
+    let before = cluster.status(None)["state_hash"].clone();
+    let load = cluster.json(&["plugin", "load", "counter", "-c", "refuse_on=[\"k3\"]"]).exits(4).json();
+    assert_eq!(load["outcome"], "rejected", "{load}");
+    assert_eq!(load["require"], "all");
+    let refused = result(&load, "k3");
+    assert_eq!(
+        (&refused["result"], &refused["stage"], &refused["code"]),
+        (&json!("failed"), &json!("validate"), &json!("config")),
+        "{load}"
+    );
+    assert!(refused["reason"].as_str().is_some_and(|reason| reason.contains("refuse_on names k3")), "{load}");
+    for member in ["k0", "k1", "k2", "k4"] {
+        assert_eq!(result(&load, member)["result"], "ok", "{load}");
+    }
+    no_plugin_is_left(&cluster);
+    let _ = before;
+    let events = cluster.equal_events(&cluster.members(), "all");
+    let rejected: Vec<_> = events.iter().filter(|event| event["kind"] == "plugin-rejected").collect();
+    assert_eq!(rejected.len(), 1, "{events:?}");
+    assert_eq!(result(rejected[0], "k3")["stage"], "validate");
+    // And for people too.
+    let text = cluster.run(&["plugin", "load", "counter", "-c", "refuse_on=[\"k3\"]"]).exits(4);
+    let all = format!("{}{}", text.stdout, text.stderr);
+    assert!(all.contains("k3") && all.contains("validate") && all.contains("refuse_on names k3"), "{text}");
+    // Nothing stands in the way of a better try.
+    let load = cluster.ok(&["plugin", "load", "counter"]);
+    assert_eq!(load["outcome"], "committed");
+    assert_eq!(plugin_hosts(&cluster).len(), 5);
+    cluster.verify();
+}
+
+#[test]
+fn a_dry_run_changes_nothing() {
+    let cluster = Cluster::up(3, &[]);
+    let good = cluster.json(&["plugin", "load", "counter", "--dry-run"]).exits(0).json();
+    assert_eq!((&good["dry_run"], &good["outcome"]), (&json!(true), &json!("committed")), "{good}");
+    let bad =
+        cluster.json(&["plugin", "load", "counter", "--dry-run", "-c", "refuse_on=[\"k1\"]"]).exits(4).json();
+    assert_eq!(bad["outcome"], "rejected", "{bad}");
+    no_plugin_is_left(&cluster);
+}
+
+#[test]
+fn the_rule_decides_with_how_many_it_loads() {
+    let cluster = Cluster::up(3, &[]);
+    for (rule, refuse, exit) in [
+        ("majority", "[\"k0\",\"k1\"]", 4),
+        ("at-least:3", "[\"k1\"]", 4),
+        ("any", "[\"k0\",\"k1\",\"k2\"]", 4),
+        ("majority", "[\"k1\"]", 0),
+    ] {
+        let load = ["plugin", "load", "counter", "--require", rule, "-c", &format!("refuse_on={refuse}")];
+        let _ = cluster.json(&load).exits(exit);
+    }
+    let plugin = cluster.ok(&["plugin", "show", "counter"]);
+    assert_eq!(plugin["state"], "degraded", "{plugin}");
+    assert_eq!(add(&cluster, 3), 3);
+    let _ = cluster.ok(&["plugin", "unload", "counter"]);
+    no_plugin_is_left(&cluster);
+    for wrong in ["most", "at-least:0", "at-least:x"] {
+        let _ = cluster.json(&["plugin", "load", "counter", "--require", wrong]).error("usage", 2);
+    }
+}
+
+/// A member whose `validate` never ends: time decides.
+#[test]
+fn a_member_that_hangs_in_validate_is_a_timeout() {
+    let cluster = Cluster::up(3, &["--set", "exec_limit_ms=1500"]);
+    let load = ["plugin", "load", "counter", "--deadline", "30s", "-c", "hang_on=[\"k2\"]"];
+    let load = cluster.json(&load).exits(4).json();
+    assert_eq!(result(&load, "k2")["result"], "timeout", "{load}");
+    no_plugin_is_left(&cluster);
+}
+
+#[test]
+fn configure_merges_removes_replaces_and_rolls_back() {
+    let cluster = Cluster::up(3, &[]);
+    let _ = cluster.ok(&["plugin", "load", "counter", "-c", "start=10", "-c", "step=2"]);
+    assert_eq!(add(&cluster, 1), 12);
+    let _ = cluster.ok(&["plugin", "configure", "counter", "-c", "step=5"]);
+    assert_eq!(add(&cluster, 1), 17);
+    let config = |cluster: &Cluster| cluster.ok(&["plugin", "show", "counter"])["config"].clone();
+    assert_eq!(config(&cluster), json!({"start": 10, "step": 5}));
+    for bad in ["refuse_on=[\"k1\"]", "nonsense=1", "step=\"x\""] {
+        let refused = cluster.json(&["plugin", "configure", "counter", "-c", bad]).exits(4).json();
+        assert_eq!(result(&refused, "k1")["stage"], "validate", "{refused}");
+        assert_eq!(config(&cluster), json!({"start": 10, "step": 5}), "{bad}");
+        assert_eq!(add(&cluster, 1) % 5, 2, "{bad}");
+    }
+    let _ = cluster.ok(&["plugin", "configure", "counter", "-c", "step-"]);
+    assert_eq!(config(&cluster), json!({"start": 10}));
+    let file = cluster.home().join("counter.toml");
+    std::fs::write(&file, "step = 7\n").expect("written");
+    let _ = cluster.ok(&["plugin", "configure", "counter", "--config", file.to_str().expect("text")]);
+    assert_eq!(config(&cluster), json!({"step": 7}));
+    let value = add(&cluster, 1);
+    for member in cluster.members() {
+        assert_eq!(value_at(&cluster, &member), value, "at {member}");
+    }
+    cluster.verify();
+}
+
+#[test]
+fn a_joiner_starts_from_anothers_snapshot() {
+    let cluster = Cluster::up(2, &[]);
+    let _ = cluster.ok(&["plugin", "load", "counter", "-c", "start=100"]);
+    assert_eq!(add(&cluster, 11), 111);
+    let _ = cluster.ok(&["add", "--local", "2"]);
+    for member in ["k2", "k3"] {
+        assert_eq!(value_at(&cluster, member), 111, "at {member}");
+    }
+    let value = add(&cluster, 1);
+    // The first ones leave; what is left has all of it.
+    cluster.kill("k0");
+    let _ = cluster.ok(&["remove", "k1"]);
+    cluster.settle(&["k2", "k3"]);
+    assert_eq!(add(&cluster, 1), value + 1);
+    cluster.verify();
+}
+
+#[test]
+fn plugin_processes_end_with_their_kernel() {
+    let cluster = Cluster::up(3, &[]);
+    let _ = cluster.ok(&["plugin", "load", "counter"]);
+    assert_eq!(plugin_hosts(&cluster).len(), 3);
+    cluster.kill("k1");
+    wait_for("its plug-in's process ends", || (plugin_hosts(&cluster).len() == 2).then_some(()));
+    let _ = cluster.ok(&["remove", "k2"]);
+    wait_for("its plug-in's process ends", || (plugin_hosts(&cluster).len() == 1).then_some(()));
+    let _ = cluster.ok(&["plugin", "unload", "counter"]);
+    no_plugin_is_left(&cluster);
+    let call = cluster.json(&["call", "counter", "{\"get\":true}"]);
+    let _ = call.error("not-found", 6);
+}
+
+/// One fault of the counter at k1 of three: told to all, restarted, and the next call works everywhere.
+fn fault(fault: &str, expected: &Value) {
+    let cluster = Cluster::up(3, &[]);
+    let load = ["plugin", "load", "counter", "-c", "faults=true", "--restart", "3/60s", "--deadline", "1s"];
+    let _ = cluster.ok(&load);
+    assert_eq!(add(&cluster, 5), 5);
+    let since = cluster.status(None)["index"].to_string();
+    // Asked through another member, which answers for itself.
+    let command = format!("{{\"fail\":\"{fault}\",\"on\":\"k1\"}}");
+    let _ = cluster.ok(&["--member", "k0", "call", "counter", &command]);
+    let restarted = ["instance-restarted"; 1];
+    wait_for("the instance is restarted", || {
+        let told = cluster.run(&["--json-lines", "events", "--since", &since, "--kind", "instance-"]);
+        told.lines().iter().any(|event| event["kind"] == restarted[0]).then_some(())
+    });
+    assert_eq!(add(&cluster, 2), 7);
+    for member in cluster.members() {
+        assert_eq!(value_at(&cluster, &member), 7, "at {member}");
+    }
+    let events = cluster.equal_events(&cluster.members(), &since);
+    let failed: Vec<_> = events.iter().filter(|event| event["kind"] == "instance-failed").collect();
+    assert_eq!(failed.len(), 1, "{events:?}");
+    assert_eq!((&failed[0]["plugin"], &failed[0]["member"]), (&json!("counter"), &json!("k1")));
+    for (field, value) in expected.as_object().expect("fields") {
+        assert_eq!(&failed[0][field], value, "{field} in {}", failed[0]);
+    }
+    assert_eq!(cluster.members().len(), 3, "no kernel is lost to a plug-in");
+    cluster.verify();
+}
+
+#[test]
+fn a_panic_is_told() {
+    fault("panic", &json!({"cause": "panic"}));
+}
+
+#[test]
+fn an_exit_is_told_with_its_code() {
+    fault("exit", &json!({"cause": "exit", "exit_code": 3}));
+}
+
+#[test]
+fn an_abort_is_told_with_its_signal() {
+    fault("abort", &json!({"cause": "signal", "signal": "SIGABRT"}));
+}
+
+#[test]
+fn a_bad_access_is_told_with_its_signal() {
+    fault("segv", &json!({"cause": "signal", "signal": "SIGSEGV"}));
+}
+
+#[test]
+fn a_recursion_without_end_is_told_with_its_signal() {
+    fault("overflow", &json!({"cause": "signal", "signal": "SIGABRT"}));
+}
+
+#[test]
+fn an_endless_loop_is_told_after_its_deadline() {
+    fault("hang", &json!({"cause": "hang"}));
+}
+
+/// Memory that nobody gives back is no failure without a limit.
+#[test]
+fn a_leak_leaves_everything_running() {
+    let cluster = Cluster::up(2, &[]);
+    let _ = cluster.ok(&["plugin", "load", "counter", "-c", "faults=true"]);
+    let _ = cluster.ok(&["call", "counter", "{\"fail\":\"leak\",\"on\":\"k1\"}"]);
+    assert_eq!(add(&cluster, 1), 1);
+    assert_eq!(value_at(&cluster, "k1"), 1);
+    let plugin = cluster.ok(&["plugin", "show", "counter"]);
+    assert_eq!((&plugin["state"], &plugin["failures"]), (&json!("running"), &json!(0)), "{plugin}");
+}
+
+#[test]
+fn all_instances_fail_at_once_and_come_back() {
+    let cluster = Cluster::up(3, &[]);
+    let _ = cluster.ok(&["plugin", "load", "counter", "-c", "faults=true"]);
+    assert_eq!(add(&cluster, 4), 4);
+    let call = cluster.json(&["--timeout", "20s", "call", "counter", "{\"fail\":\"abort\"}"]);
+    assert_ne!(call.exit, 0, "{call}");
+    let _ = cluster.ok(&["--timeout", "30s", "wait", "plugin=counter:running"]);
+    // Their state was lost with the last of them, or is taken from before; it is the same everywhere.
+    let value = add(&cluster, 1);
+    for member in cluster.members() {
+        assert_eq!(value_at(&cluster, &member), value, "at {member}");
+    }
+    cluster.verify();
+}
+
+#[test]
+fn one_that_fails_too_often_stays_failed() {
+    let cluster = Cluster::up(2, &[]);
+    let _ = cluster.ok(&["plugin", "load", "counter", "-c", "faults=true", "--restart", "1/60s"]);
+    for _ in 0..2 {
+        wait_for("the instance at k1 runs", || {
+            let plugin = cluster.ok(&["plugin", "show", "counter"]);
+            (plugin["instances"][1]["state"] == "running" && plugin["instances"][1]["pid"] != 0).then_some(())
+        });
+        let _ = cluster.ok(&["--member", "k0", "call", "counter", "{\"fail\":\"exit\",\"on\":\"k1\"}"]);
+    }
+    wait_for("the instance at k1 has failed for good", || {
+        let plugin = cluster.ok(&["plugin", "show", "counter"]);
+        (plugin["instances"][1]["state"] == "failed" && plugin["state"] == "degraded").then_some(())
+    });
+    assert_eq!(add(&cluster, 1), 1);
+    // A call through the member without an instance is answered by another, or refused; never left hanging.
+    let call = cluster.json(&["--member", "k1", "--timeout", "10s", "call", "counter", "{\"get\":true}"]);
+    assert!(matches!(call.exit, 0 | 1), "{call}");
+    cluster.verify();
+}
+
+#[test]
+fn a_killed_instance_is_told_and_restarted() {
+    let cluster = Cluster::up(3, &["--set", "chaos=true"]);
+    let _ = cluster.ok(&["plugin", "load", "counter"]);
+    let _ = cluster.ok(&["chaos", "kill", "--plugin", "counter", "--on", "k2"]);
+    let failed = wait_for("it is told", || {
+        let told = cluster.run(&["--json-lines", "events", "--kind", "instance-failed"]).lines();
+        told.into_iter().next()
+    });
+    assert_eq!(
+        (&failed["member"], &failed["cause"], &failed["signal"]),
+        (&json!("k2"), &json!("signal"), &json!("SIGKILL"))
+    );
+    let host = |cluster: &Cluster| {
+        let plugin = cluster.ok(&["plugin", "show", "counter"]);
+        let found =
+            plugin["instances"].as_array().expect("instances").iter().find(|i| i["member"] == "k0").cloned();
+        found.and_then(|found| found["pid"].as_u64()).filter(|pid| *pid != 0).map(|pid| pid as u32)
+    };
+    let pid = wait_for("an instance at k0", || host(&cluster));
+    signal(pid, Signal::KILL);
+    wait_for("another process runs it", || host(&cluster).filter(|now| *now != pid && lives(*now)));
+    assert_eq!(add(&cluster, 1), 1);
+    cluster.verify();
+}
+
+#[test]
+fn an_error_of_the_plugin_is_its_reply() {
+    let cluster = Cluster::up(2, &[]);
+    let _ = cluster.ok(&["plugin", "load", "counter"]);
+    let refused = cluster.json(&["call", "counter", "{\"fail\":\"panic\"}"]).exits(1).json();
+    assert!(refused["error"].as_str().is_some_and(|error| error.contains("faults are off")), "{refused}");
+    for wrong in ["{\"add\":\"x\"}", "{\"nonsense\":1}", "[]", "{}"] {
+        let refused = cluster.json(&["call", "counter", wrong]).exits(1).json();
+        assert!(refused["reply"].is_null(), "{refused}");
+    }
+    let _ = cluster.json(&["call", "counter", "{not json"]).error("usage", 2);
+    assert_eq!(add(&cluster, 1), 1);
+    cluster.verify();
+}
+
+#[test]
+fn a_second_load_of_a_name_is_refused_and_another_name_is_fine() {
+    let cluster = Cluster::up(2, &[]);
+    let _ = cluster.ok(&["plugin", "load", "counter"]);
+    let again = cluster.json(&["plugin", "load", "counter"]);
+    assert!(matches!(again.exit, 1 | 4), "{again}");
+    let _ = cluster.ok(&["plugin", "load", "counter", "--name", "second", "-c", "start=50"]);
+    assert_eq!(add(&cluster, 1), 1);
+    assert_eq!(cluster.ok(&["call", "second", "{\"add\":1}"])["reply"]["value"], 51);
+    let _ = cluster.ok(&["plugin", "unload", "counter"]);
+    assert_eq!(cluster.ok(&["call", "second", "{\"get\":true}"])["reply"]["value"], 51);
+    let _ = cluster.json(&["plugin", "unload", "counter"]).error("not-found", 6);
+    let _ = cluster.json(&["plugin", "configure", "counter", "-c", "step=1"]).error("not-found", 6);
+    let _ = cluster.json(&["plugin", "show", "counter"]).error("not-found", 6);
+}
