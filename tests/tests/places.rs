@@ -128,8 +128,9 @@ impl Tmpfs {
 
 impl Drop for Tmpfs {
     fn drop(&mut self) {
-        // Whoever still holds it is about to end.
+        // Whoever still holds it is about to end. While it was there, its ground could not be removed.
         let _ = unmount(&self.0, UnmountFlags::DETACH);
+        let _ = self.0.parent().map(fs::remove_dir_all);
     }
 }
 
