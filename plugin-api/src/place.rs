@@ -176,7 +176,8 @@ pub fn log_dir_ready(path: &Path) -> Result<(), PlaceError> {
 /// The directory of a DVM's logs: `$DVM_LOG_DIR`, else `/var/tmp/dvm-$UID/NAME`. It need not exist.
 #[must_use]
 pub fn log_dir(dvm: &str) -> PathBuf {
-    environment("DVM_LOG_DIR").unwrap_or_else(|| default_log_root().join(dvm))
+    let given = environment("DVM_LOG_DIR").map(|given| std::path::absolute(&given).unwrap_or(given));
+    given.unwrap_or_else(|| default_log_root().join(dvm))
 }
 
 /// A member's log file in a log directory.

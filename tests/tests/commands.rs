@@ -220,3 +220,15 @@ fn history_tells_a_transaction_by_its_id() {
     let one = cluster.ok(&["history", "--from", &index, "--to", &index])["entries"].clone();
     assert_eq!(one.as_array().map(Vec::len), Some(1), "{one}");
 }
+
+#[test]
+fn a_value_that_is_too_large_is_refused() {
+    let cluster = Cluster::up(2, &[]);
+    let value = format!("\"{}\"", "x".repeat(100_000));
+    let put = cluster.json(&["state", "put", "large", &value]);
+    assert!(put.error("usage", 2).contains("inline_max"), "{put}");
+    let _ = cluster.ok(&["state", "put", "small", "1"]);
+    let _ = cluster.json(&["state", "get", "large", "--fresh"]).error("not-found", 6);
+    cluster.settle(&["k0", "k1"]);
+    cluster.verify();
+}

@@ -79,12 +79,12 @@ fn halt_returns_where_nobody_reaps() {
         return;
     }
     let ground = Ground::new();
-    let mut unshare = ground.program("timeout");
-    // The first process is a `sh` that waits for nobody but the one it runs; `exec` would reap.
-    let script = "$dvm up --local 3 --json >/dev/null && $dvm halt --json && $dvm up --local 2 --json >/dev/null && $dvm halt --force --json";
-    unshare.args(["-k", "1", "40", "unshare", "-pf", "--mount-proc", "python3", "-c"]);
-    unshare.arg("import os, subprocess, sys\nsys.exit(subprocess.call(['sh', '-c', os.environ['script']]))");
-    unshare.env("script", script).env("dvm", built("dvm"));
+    // The first process is `timeout`, which waits for the one that it runs and for nobody else.
+    let script = "$dvm up --local 3 --json >/dev/null && $dvm halt --json && \
+                  $dvm up --local 2 --json >/dev/null && $dvm halt --force --json";
+    let mut unshare = ground.program("unshare");
+    unshare.args(["-pf", "--mount-proc", "timeout", "-k", "1", "40", "sh", "-c", script]);
+    unshare.env("dvm", built("dvm"));
     let done = ground.finish(unshare).exits(0);
     assert_eq!(done.stdout.matches("\"halted\":true").count(), 2, "{done}");
 }

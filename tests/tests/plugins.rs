@@ -343,3 +343,18 @@ fn a_second_load_of_a_name_is_refused_and_another_name_is_fine() {
     let _ = cluster.json(&["plugin", "configure", "counter", "-c", "step=1"]).error("not-found", 6);
     let _ = cluster.json(&["plugin", "show", "counter"]).error("not-found", 6);
 }
+
+#[test]
+fn a_configuration_that_makes_no_sense_is_refused_by_all() {
+    let cluster = Cluster::up(3, &[]);
+    for wrong in ["nonsense=1", "step=\"x\"", "refuse_on=5"] {
+        let load = cluster.json(&["plugin", "load", "counter", "-c", wrong]).exits(4).json();
+        assert_eq!(load["outcome"], "rejected", "{load}");
+        let results = load["results"].as_array().expect("results");
+        assert_eq!(results.len(), 3, "{load}");
+        assert!(results.iter().all(|result| result["stage"] == "validate"), "{load}");
+        assert!(results.iter().all(|r| r["reason"].as_str().is_some_and(|r| !r.is_empty())), "{load}");
+    }
+    assert_eq!(cluster.ok(&["plugins"])["plugins"], json!([]));
+    cluster.verify();
+}

@@ -13,7 +13,7 @@ use dvm_plugin_api::local::{Answer, Condition, Failure, FailureCode, Operation, 
 use rustix::process::{Pid, Signal, kill_process};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// First pause before a proposal that found no room is made again; it doubles.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -131,12 +131,32 @@ impl Server {
         let id = self.find_member(member).await?;
         let _listening = self.feed.listen();
         let mut seen = self.version.subscribe();
-        let (receipt, _) = self.change(ask, Change::Leave { member: id, by: LeaveBy::Remove }).await?;
         let mut kill_at = force.then(|| Instant::now() + LEAVE);
+        let ordered = self.change(ask, Change::Leave { member: id, by: LeaveBy::Remove });
+        tokio::pin!(ordered);
+        // A member that is stopped holds up the ring, and with it the order to leave.
+        let ordered = loop {
+            match kill_at {
+                None => break ordered.await,
+                Some(at) => match timeout_at(at, &mut ordered).await {
+                    Ok(ordered) => break ordered,
+                    Err(_) => {
+                        kill_at = None;
+                        self.kill(id).await?;
+                    }
+                },
+            }
+        };
+        let receipt = match ordered {
+            Ok((receipt, _)) => Some(receipt),
+            // It was out before the order came.
+            Err(failure) if force && failure.code == FailureCode::NotFound => None,
+            Err(failure) => return Err(failure),
+        };
         loop {
             let mine = id == self.identity.borrow().id;
             if (mine && self.ended.get()) || !self.in_state(move |s| s.members.contains_key(&id)).await? {
-                return Ok(Answer::Done { receipt: Some(receipt), held: None });
+                return Ok(Answer::Done { receipt, held: None });
             }
             if kill_at.is_some_and(|at| Instant::now() >= at) {
                 kill_at = None;

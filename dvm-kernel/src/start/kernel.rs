@@ -40,6 +40,13 @@ const END: Duration = Duration::from_secs(8);
 /// Where to look when nothing else is to be said.
 const SEE_LOG: &str = "look at the kernel's log";
 
+/// Open files below which a kernel does not start: a few members, clients and plug-ins. With less it would start, and
+/// then turn others away.
+const FILES_MIN: u64 = 48;
+
+/// What to do about too few.
+const MORE_FILES: &str = "raise the limit of open files: ulimit -n 1024";
+
 /// Becomes a member, and returns when it has left.
 pub(super) fn run(bootstrap: Bootstrap) -> Result<(), Failed> {
     let clock = Clock::start();
@@ -47,10 +54,8 @@ pub(super) fn run(bootstrap: Bootstrap) -> Result<(), Failed> {
     on_panic();
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, pid = std::process::id(), dvm = bootstrap.dvm, "kernel starts");
-    if raise_descriptors().is_err() {
-        tracing::warn!("the limit of open files cannot be raised");
-    }
-    let runtime = runtime().map_err(|error| Failed::new("start", error, "raise the limit of open files"))?;
+    raise_descriptors()?;
+    let runtime = runtime().map_err(|error| Failed::new("start", error, MORE_FILES))?;
     let local = LocalSet::new();
     let ended = local.block_on(&runtime, become_member(&bootstrap, clock, &places, socket))?;
     match ended {
@@ -248,8 +253,15 @@ fn port_range() -> Result<Option<(u16, u16)>, Failed> {
     })
 }
 
-/// As many open files as the system allows this user.
-fn raise_descriptors() -> io::Result<()> {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
+/// As many open files as the user may have; refuses to go on with too few.
+fn raise_descriptors() -> Result<(), Failed> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    match if raised.is_ok() { maximum } else { current } {
+        Some(limit) if limit < FILES_MIN => {
+            let reason = format!("it may open {limit} files, and at least {FILES_MIN} are needed");
+            Err(Failed::new("start", reason, MORE_FILES))
+        }
+        _ => Ok(()),
+    }
 }

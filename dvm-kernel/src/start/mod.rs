@@ -78,5 +78,7 @@ fn say_and_let_go(how: &Bootstrapped) -> io::Result<()> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
+    // Where it was started may be unmounted.
+    rustix::process::chdir("/")?;
     Ok(())
 }

@@ -9,7 +9,7 @@ use dvm_plugin_api::local::{
     Answer, BOOTSTRAP_MAGIC, Bootstrap, BootstrapRole, Bootstrapped, Failure, FailureCode, Request,
 };
 use dvm_plugin_api::place::{DvmPlace, RuntimeDir};
-use rustix::io::FdFlags;
+use rustix::io::{Errno, FdFlags};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -97,7 +97,11 @@ impl Launcher {
         })?;
         let mut child = self.spawn().map_err(|error| {
             let reason = format!("cannot run {}: {error}", self.kernel.display());
-            refuse("start", reason, "give the kernel's program with --kernel or DVM_KERNEL")
+            let hint = match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(Errno::MFILE | Errno::NFILE) => "raise the limit of open files: ulimit -n 1024",
+                _ => "give the kernel's program with --kernel or DVM_KERNEL",
+            };
+            refuse("start", reason, hint)
         })?;
         let bootstrap = serde_json::to_string(&self.bootstrap(member, role)).expect("plain data");
         // A kernel that does not read says why on its standard error.
