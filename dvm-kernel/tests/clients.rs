@@ -293,7 +293,7 @@ fn a_time_that_is_up_is_told_in_time() {
     wait_until("it is blocked", || status(&mut alone).view.phase == "blocked");
     let failure = put(&mut alone, "app/x", 1).expect_err("no quorum");
     assert_eq!(failure.code, FailureCode::NoQuorum);
-    let read = Request::StateList { prefix: String::new() };
+    let read = Request::StateList { prefix: String::new(), after: None };
     assert!(ask(&mut alone, read).is_ok(), "reads go on");
     put(&mut client, "app/x", 2).expect("the other side has one");
     std::thread::sleep(Duration::from_millis(10));

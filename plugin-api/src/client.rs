@@ -39,13 +39,15 @@ pub struct Target {
     pub client: String,
     /// How long to try to reach a kernel.
     pub reach: Duration,
+    /// A kernel that is not a member now will do: for the few requests that it serves.
+    pub outside: bool,
 }
 
 impl Target {
     /// Any kernel of a DVM.
     #[must_use]
     pub fn new(place: DvmPlace, client: impl Into<String>) -> Self {
-        Self { place, prefer: None, only: None, client: client.into(), reach: REACH }
+        Self { place, prefer: None, only: None, client: client.into(), reach: REACH, outside: false }
     }
 
     /// This member's kernel and no other.
@@ -69,7 +71,7 @@ impl Target {
                     continue;
                 }
                 let until = deadline.min(Instant::now() + patience);
-                match Connection::open(&self.place, &member, &self.client, until) {
+                match Connection::open(self, &member, until) {
                     Ok(connection) => return Ok(connection),
                     Err(Refusal::Gone) => {}
                     Err(Refusal::Silent) => silent.push(member),
@@ -208,26 +210,31 @@ impl Client {
         timeout: Option<Duration>,
     ) -> Result<Answer, Failure> {
         let stamps = kind(&request) == Kind::Change && stamp.is_none();
-        let answer = self.ask(request, stamp, timeout);
+        let answer = self.ask(&request, stamp, timeout);
         if stamps
             && !self.named
-            && answer.is_err()
+            && let Err(failure) = &answer
             && let Ok(session) = random_session()
         {
             // A change that was refused before it was ordered has used up a number that the DVM has never seen, and
             // all later ones of the session would be refused.
             (self.session, self.seq) = (session, 0);
+            if failure.code == FailureCode::SessionLost {
+                // The branch that knew the session was lost, and with it whatever this change did there. Here it did
+                // nothing, and under its old number never will.
+                return self.ask(&request, None, timeout);
+            }
         }
         answer
     }
 
     fn ask(
         &mut self,
-        request: Request,
+        request: &Request,
         stamp: Option<Stamp>,
         timeout: Option<Duration>,
     ) -> Result<Answer, Failure> {
-        let kind = kind(&request);
+        let kind = kind(request);
         let stamp = match (stamp, kind) {
             (None, Kind::Change) => Some(self.stamp()),
             (stamp, _) => stamp,
@@ -235,6 +242,8 @@ impl Client {
         let can_move = kind != Kind::Local && self.target.only.is_none();
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         let mut lost_at: Option<String> = None;
+        // Those that were out may be back.
+        self.shunned.clear();
         loop {
             if self.connection.is_none() {
                 match self.target.connect(&self.shunned) {
@@ -244,7 +253,7 @@ impl Client {
             }
             let connection = self.connection.as_mut().expect("connected above");
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            match exchange(connection, &request, stamp.as_ref(), left) {
+            match exchange(connection, request, stamp.as_ref(), left) {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(failure)) if failure.code == FailureCode::NoDvm && can_move => {
                     self.shun();

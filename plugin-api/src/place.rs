@@ -14,6 +14,7 @@
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -176,8 +177,20 @@ pub fn log_dir_ready(path: &Path) -> Result<(), PlaceError> {
 /// The directory of a DVM's logs: `$DVM_LOG_DIR`, else `/var/tmp/dvm-$UID/NAME`. It need not exist.
 #[must_use]
 pub fn log_dir(dvm: &str) -> PathBuf {
-    let given = environment("DVM_LOG_DIR").map(|given| std::path::absolute(&given).unwrap_or(given));
-    given.unwrap_or_else(|| default_log_root().join(dvm))
+    given_log_dir().unwrap_or_else(|| default_log_root().join(dvm))
+}
+
+/// The DVMs whose logs are on this host, living or not, with the directory of each. None where `$DVM_LOG_DIR` puts all
+/// logs in one directory: whose they are is not told there.
+#[must_use]
+pub fn logged() -> BTreeMap<String, PathBuf> {
+    if given_log_dir().is_some() {
+        return BTreeMap::new();
+    }
+    let entries = fs::read_dir(default_log_root()).into_iter().flatten().flatten();
+    let directories = entries.filter(|entry| entry.path().is_dir());
+    let named = directories.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())));
+    named.filter(|(name, _)| check_name(name).is_ok()).collect()
 }
 
 /// A member's log file in a log directory.
@@ -186,9 +199,12 @@ pub fn log_file(log_dir: &Path, member: &str) -> PathBuf {
     log_dir.join(format!("{member}.log"))
 }
 
+fn given_log_dir() -> Option<PathBuf> {
+    environment("DVM_LOG_DIR").map(|given| std::path::absolute(&given).unwrap_or(given))
+}
+
 /// Where logs go unless `$DVM_LOG_DIR` says otherwise; one directory below it for each DVM.
-#[must_use]
-pub fn default_log_root() -> PathBuf {
+fn default_log_root() -> PathBuf {
     PathBuf::from(format!("/var/tmp/dvm-{}", user()))
 }
 

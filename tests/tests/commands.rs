@@ -1,8 +1,10 @@
 //! The commands of a running DVM: what they change, what they print, how they fail.
 
+use dvm_plugin_api::local::{Operation, Request};
 use dvm_tests::cluster::{Cluster, wait_for};
 use serde_json::{Value, json};
 use std::io::Read;
+use std::time::Duration;
 
 #[test]
 fn unknown_things_are_named_and_change_nothing() {
@@ -231,4 +233,28 @@ fn a_value_that_is_too_large_is_refused() {
     let _ = cluster.json(&["state", "get", "large", "--fresh"]).error("not-found", 6);
     cluster.settle(&["k0", "k1"]);
     cluster.verify();
+}
+
+/// More than one answer of a kernel holds.
+#[test]
+fn long_lists_are_whole() {
+    let cluster = Cluster::up(2, &[]);
+    let mut client = cluster.client("k0");
+    for number in 0..200 {
+        let (key, value) = (format!("long/{number:03}"), json!("x".repeat(30_000)));
+        let then = vec![Operation::Put { key, value }];
+        let put = Request::StateTransaction { conditions: vec![], then, otherwise: vec![] };
+        let _ = client.request(put, None, Some(Duration::from_secs(30))).expect("acknowledged");
+    }
+    let _ = cluster.ok(&["state", "put", "other", "1"]);
+    let keys = |list: &Value| {
+        let entries = list["entries"].as_array().expect("entries").iter();
+        entries.map(|entry| entry["key"].as_str().expect("a key").to_owned()).collect::<Vec<_>>()
+    };
+    let wanted: Vec<_> = (0..200).map(|number| format!("long/{number:03}")).collect();
+    assert_eq!(keys(&cluster.ok(&["state", "list", "long/"])), wanted);
+    assert_eq!(keys(&cluster.ok(&["state", "list"])).len(), 201);
+    let history = cluster.ok(&["history", "--from", "1"]);
+    let puts = history["entries"].as_array().expect("entries").iter();
+    assert_eq!(puts.filter(|entry| entry["kind"] == "keys").count(), 201);
 }

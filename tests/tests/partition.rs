@@ -146,6 +146,9 @@ fn a_one_way_cut_ends_with_one_view_and_heals() {
         wait_view(&cluster, member, "normal", "confirmed", 3);
     }
     let _ = cluster.ok(&["--member", "k2", "state", "put", "a", "1"]);
+    // It is out, and as long as nobody hears it, it cannot come back; the word to heal reaches it all the same.
+    let told = || cluster.json(&["--member", "k1", "--timeout", "1s", "status"]);
+    wait_for("k1 is no member", || (told().exit != 0).then_some(()));
     let _ = cluster.ok(&["chaos", "heal"]);
     cluster.settle(&["k0", "k1", "k2", "k3"]);
     assert_eq!(cluster.ok(&["--member", "k1", "state", "get", "a"])["value"], 1);

@@ -3,6 +3,7 @@
 use dvm_tests::cluster::{Cluster, Writer, key_changes, signal, wait_for};
 use rustix::process::Signal;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// Writes some keys through each member; what `lost` reads back later.
@@ -18,9 +19,9 @@ fn write_through(cluster: &Cluster, members: &[String], round: &str) -> Vec<Stri
 /// The keys of `written` that `member` does not hold.
 fn lost(cluster: &Cluster, member: &str, written: &[String]) -> Vec<String> {
     let list = cluster.ok(&["--member", member, "state", "list"]);
-    let held: Vec<_> =
-        list["entries"].as_array().expect("entries").iter().map(|e| e["key"].clone()).collect();
-    written.iter().filter(|key| !held.contains(&Value::from(key.as_str()))).cloned().collect()
+    let entries = list["entries"].as_array().expect("entries").iter();
+    let held: BTreeSet<_> = entries.map(|entry| entry["key"].as_str().expect("a key")).collect();
+    written.iter().filter(|key| !held.contains(key.as_str())).cloned().collect()
 }
 
 /// Eight kernels of which `victims` are killed at once: what must be seen at the survivors.
@@ -100,6 +101,64 @@ fn writers_lose_nothing_while_kernels_come_and_go() {
     assert!(doubled.is_empty(), "{doubled:?}");
     cluster.verify();
     eprintln!("{} writes acknowledged in {rounds} rounds of kill and add", acknowledged.len());
+}
+
+/// Cuts, pauses and kills in turn under writers: what was acknowledged as confirmed stands in the one history that is
+/// left. `DVM_LONG=1` makes it a minute.
+#[test]
+fn confirmed_writes_outlive_cuts_pauses_and_kills() {
+    let seconds = if std::env::var_os("DVM_LONG").is_some() { 60 } else { 12 };
+    let cluster = Cluster::up(5, &["--set", "chaos=true", "--set", "silence_ms=300"]);
+    let writers = ["k0", "k2", "k4"].map(|member| Writer::start(&cluster, member, member));
+    let begin = Instant::now();
+    let mut rounds = 0;
+    while begin.elapsed() < Duration::from_secs(seconds) {
+        let mut members = cluster.members();
+        let (a, b) = (members[rounds % 5].clone(), members[(rounds + 2) % 5].clone());
+        let rest: Vec<_> = members.iter().filter(|member| **member != a && **member != b).cloned().collect();
+        match rounds % 4 {
+            0 => {
+                let _ = cluster.ok(&["chaos", "cut", &format!("{a},{b}/{}", rest.join(","))]);
+                wait_for("both sides go on", || {
+                    let sizes = [&a, &rest[0]].map(|member| {
+                        let view = cluster.status(Some(member))["view"].clone();
+                        (view["phase"] == "normal").then(|| view["size"].as_u64()).flatten()
+                    });
+                    (sizes == [Some(2), Some(3)]).then_some(())
+                });
+                let _ = cluster.ok(&["chaos", "heal"]);
+            }
+            1 => {
+                signal(cluster.pid(&a), Signal::STOP);
+                let others: Vec<_> = members.iter().filter(|member| **member != a).collect();
+                cluster.settle(&others);
+                signal(cluster.pid(&a), Signal::CONT);
+            }
+            2 => {
+                let _ = cluster.ok(&["chaos", "cut", &format!("{a}/{b},{}", rest.join(",")), "--one-way"]);
+                wait_for("it is left out", || (cluster.status(Some(&b))["view"]["size"] == 4).then_some(()));
+                let _ = cluster.ok(&["chaos", "heal"]);
+            }
+            _ => {
+                cluster.kill(&a);
+                let others: Vec<_> = members.iter().filter(|member| **member != a).collect();
+                cluster.settle(&others);
+                let added = cluster.ok(&["add", "--local", "1"])["members"][0]["name"].clone();
+                members.retain(|member| *member != a);
+                members.push(added.as_str().expect("a name").to_owned());
+            }
+        }
+        cluster.settle(&members);
+        rounds += 1;
+    }
+    let acknowledged: Vec<String> = writers.into_iter().flat_map(Writer::stop).collect();
+    assert!(acknowledged.len() > 100, "{} writes in {rounds} rounds", acknowledged.len());
+    let _ = cluster.ok(&["state", "put", "end", "1"]);
+    for member in cluster.members() {
+        assert_eq!(lost(&cluster, &member, &acknowledged), [""; 0], "at {member}, {rounds} rounds");
+    }
+    cluster.verify();
+    eprintln!("{} confirmed writes in {rounds} rounds of cuts, pauses and kills", acknowledged.len());
 }
 
 #[test]

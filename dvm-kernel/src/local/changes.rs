@@ -234,7 +234,8 @@ fn done(receipt: CoreReceipt, applied: Applied) -> Result<(Receipt, Applied), Fa
             let code = match code.as_str() {
                 "not-found" => FailureCode::NotFound,
                 "invalid" => FailureCode::Usage,
-                "busy" | "sequence" => FailureCode::Rejected,
+                "busy" => FailureCode::Rejected,
+                "sequence" => FailureCode::SessionLost,
                 "denied" => FailureCode::Denied,
                 _ => FailureCode::Failure,
             };

@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
 /// Bytes of entries in one answer, about.
-const HISTORY_MAX: usize = FRAME_MAX * 3 / 4;
+const LIST_MAX: usize = FRAME_MAX * 3 / 4;
 
 /// How long the plug-ins' manager is asked for figures of a status.
 const FIGURES: Duration = Duration::from_millis(50);
@@ -82,7 +82,9 @@ impl Server {
     async fn answer(self: &Rc<Self>, message: ToKernel, relayed: bool) -> Result<Answer, Failure> {
         let deadline = message.timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
         let ask = Ask { stamp: message.stamp, deadline, relayed };
-        if matches!(self.feed.phase(), Phase::Joining | Phase::Excluded | Phase::Left) || self.ended.get() {
+        let outside = matches!(self.feed.phase(), Phase::Joining | Phase::Excluded | Phase::Left);
+        let heals = message.request == Request::Chaos(Chaos::Heal);
+        if self.ended.get() || outside && !heals {
             let text = format!("the kernel of {} is not a member now", self.identity.borrow().name);
             return Err(Failure::new(FailureCode::NoDvm, text));
         }
@@ -103,7 +105,7 @@ impl Server {
             }),
             Request::Status => self.status().await,
             Request::StateGet { key, fresh } => self.state_get(key, fresh, ask).await,
-            Request::StateList { prefix } => self.state_list(prefix).await,
+            Request::StateList { prefix, after } => self.state_list(prefix, after).await,
             Request::StateTransaction { conditions, then, otherwise } => {
                 self.state_transaction(ask, conditions, then, otherwise).await
             }
@@ -173,9 +175,11 @@ impl Server {
         Ok(Answer::Key(KeyDoc { key, value, version, index: index.0, label: label.word().into() }))
     }
 
-    async fn state_list(&self, prefix: String) -> Result<Answer, Failure> {
+    async fn state_list(&self, prefix: String, after: Option<String>) -> Result<Answer, Failure> {
         let (keys, index) = self.in_state(|state| (state.keys.clone(), state.index.0)).await?;
-        let within = keys.range_from(prefix.as_str()).take_while(|(key, _)| key.starts_with(&prefix));
+        let from = after.as_deref().unwrap_or_default().max(prefix.as_str());
+        let within = keys.range_from(from).take_while(|(key, _)| key.starts_with(&prefix));
+        let within = within.skip_while(|(key, _)| after.as_ref().is_some_and(|after| *key <= after));
         let document = |(key, record): (&String, &KeyRecord)| KeyDoc {
             key: key.clone(),
             value: json_of(&record.value),
@@ -183,7 +187,7 @@ impl Server {
             index,
             label: String::new(),
         };
-        Ok(Answer::Keys(within.map(document).collect()))
+        Ok(Answer::Keys(fill(within.map(document))))
     }
 
     async fn settings(&self) -> Result<Answer, Failure> {
@@ -239,7 +243,12 @@ impl Server {
     }
 
     async fn chaos(&self, chaos: Chaos) -> Result<Answer, Failure> {
-        if !self.in_state(|state| state.config.chaos).await? {
+        let allowed = match self.in_state(|state| state.config.chaos).await {
+            // A kernel that was cut off and left out has no settings to ask, and must be reached too.
+            Err(_) if chaos == Chaos::Heal => true,
+            allowed => allowed?,
+        };
+        if !allowed {
             return Err(Failure::new(
                 FailureCode::Denied,
                 format!("DVM `{}` does not allow faults", self.dvm),
@@ -314,12 +323,12 @@ fn json_of(text: &[u8]) -> Value {
 }
 
 /// As many as one answer holds.
-fn fill(entries: impl Iterator<Item = HistoryEntry>) -> Vec<HistoryEntry> {
+fn fill<T: serde::Serialize>(entries: impl Iterator<Item = T>) -> Vec<T> {
     let mut bytes = 0;
     let mut filled = Vec::new();
     for entry in entries {
         bytes += encode(&entry).len();
-        if bytes > HISTORY_MAX {
+        if bytes > LIST_MAX {
             break;
         }
         filled.push(entry);

@@ -1,10 +1,10 @@
 //! One connection to one kernel: frames with deadlines. A frame cut short by a deadline is kept for the next call.
 
+use super::Target;
 use crate::local::{
     Answer, FRAME_MAX, Failure, FailureCode, LOCAL_VERSION, Request, Stamp, ToClient, ToKernel, decode,
     write_frame,
 };
-use crate::place::DvmPlace;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -32,13 +32,8 @@ pub(super) enum Refusal {
 
 impl Connection {
     /// Connects and says hello.
-    pub(super) fn open(
-        place: &DvmPlace,
-        member: &str,
-        client: &str,
-        until: Instant,
-    ) -> Result<Self, Refusal> {
-        let stream = place.dial(member).map_err(|error| match error.kind() {
+    pub(super) fn open(target: &Target, member: &str, until: Instant) -> Result<Self, Refusal> {
+        let stream = target.place.dial(member).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => Refusal::Silent,
             io::ErrorKind::PermissionDenied => Refusal::Failed(
                 Failure::new(FailureCode::Denied, format!("the kernel of {member} is not ours to talk to"))
@@ -47,7 +42,7 @@ impl Connection {
             _ => Refusal::Gone,
         })?;
         let mut connection = Self { stream, received: Vec::new(), last_id: 0, member: member.into() };
-        let hello = Request::Hello { version: LOCAL_VERSION, client: client.into() };
+        let hello = Request::Hello { version: LOCAL_VERSION, client: target.client.clone() };
         let silent_or_gone = |error: io::Error| {
             if error.kind() == io::ErrorKind::TimedOut { Refusal::Silent } else { Refusal::Gone }
         };
@@ -61,6 +56,7 @@ impl Connection {
                 Failure::new(FailureCode::Failure, format!("what answers at {member}'s socket is no kernel"))
                     .hint("are `dvm` and `dvm-kernel` of one version?"),
             )),
+            Err(failure) if failure.code == FailureCode::NoDvm && target.outside => Ok(connection),
             Err(failure) if failure.code == FailureCode::NoDvm => Err(Refusal::Gone),
             Err(failure) => Err(Refusal::Failed(failure)),
         }

@@ -56,10 +56,12 @@ pub enum Request {
         /// Order a no-op first, so that nothing acknowledged before is missed.
         fresh: bool,
     },
-    /// Keys that begin with `prefix`, in order. [`Answer::Keys`].
+    /// Keys that begin with `prefix`, in order, as many as one answer holds. [`Answer::Keys`].
     StateList {
         /// What they begin with.
         prefix: String,
+        /// Only those after this one: the last of the answer before. An empty answer is the end.
+        after: Option<String>,
     },
     /// Conditions on keys, and what to do if they all hold, or else. [`Answer::Done`]; failure `rejected` where
     /// `otherwise` is empty and a condition does not hold.
@@ -397,6 +399,8 @@ pub enum FailureCode {
     NoDvm,
     /// Voted down, or a condition does not hold.
     Rejected,
+    /// The history that stands does not have the session's earlier requests: the branch they were in was lost.
+    SessionLost,
     /// Timed out, or the kernel was lost: the outcome is unknown.
     Unknown,
     /// No such thing.
@@ -415,7 +419,7 @@ impl FailureCode {
             Self::Failure => 1,
             Self::Usage => 2,
             Self::NoDvm => 3,
-            Self::Rejected => 4,
+            Self::Rejected | Self::SessionLost => 4,
             Self::Unknown => 5,
             Self::NotFound => 6,
             Self::Denied => 7,
@@ -431,6 +435,7 @@ impl FailureCode {
             Self::Usage => "usage",
             Self::NoDvm => "no-dvm",
             Self::Rejected => "rejected",
+            Self::SessionLost => "session-lost",
             Self::Unknown => "unknown",
             Self::NotFound => "not-found",
             Self::Denied => "denied",

@@ -13,7 +13,8 @@ use std::time::Duration;
 /// How long one write may take.
 const WRITE: Duration = Duration::from_secs(15);
 
-/// Writes `writer/NAME/NUMBER`, each key once, until it is stopped.
+/// Writes `writer/NAME/NUMBER`, each key once, until it is stopped. It remembers what was acknowledged as confirmed: a
+/// provisional write may be lost to a healing.
 #[derive(Debug)]
 pub struct Writer {
     stop: Arc<AtomicBool>,
@@ -53,7 +54,10 @@ fn write(target: Target, name: &str, stop: &AtomicBool) -> Vec<String> {
         let put = Operation::Put { key: key.clone(), value: json!(number) };
         let request = Request::StateTransaction { conditions: vec![], then: vec![put], otherwise: vec![] };
         match client.request(request, None, Some(WRITE)) {
-            Ok(Answer::Done { .. }) => acknowledged.push(key),
+            Ok(Answer::Done { receipt: Some(receipt), .. }) if receipt.label == "confirmed" => {
+                acknowledged.push(key);
+            }
+            Ok(Answer::Done { .. }) => {}
             Ok(other) => panic!("a put is answered with {other:?}"),
             // Nobody was promised anything.
             Err(failure) if matches!(failure.code, FailureCode::Unknown | FailureCode::NoDvm) => {}

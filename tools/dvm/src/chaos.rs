@@ -214,7 +214,8 @@ fn heal(context: &Context) -> exit::Result {
 
 /// A fault at one kernel, through its own socket.
 fn at(place: &DvmPlace, member: &str, chaos: Chaos) -> Result<(), Failure> {
-    let target = Target { reach: BRIEF, ..Target::new(place.clone(), "dvm chaos").only(member) };
+    let outside = chaos == Chaos::Heal;
+    let target = Target { reach: BRIEF, outside, ..Target::new(place.clone(), "dvm chaos").only(member) };
     match Client::connect(target)?.request(Request::Chaos(chaos), None, Some(BRIEF))? {
         Answer::Done { .. } => Ok(()),
         other => Err(unexpected(&other)),

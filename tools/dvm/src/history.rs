@@ -5,7 +5,7 @@ use crate::exit::{self, failed, usage};
 use crate::table::{Rows, count, plain};
 use clap::{Args, Subcommand};
 use dvm_plugin_api::client::{Client, REACH};
-use dvm_plugin_api::local::{Answer, Failure, Request, VerifyMember};
+use dvm_plugin_api::local::{Answer, Failure, HistoryEntry, Request, VerifyMember};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fs;
@@ -50,11 +50,23 @@ pub(crate) fn history(context: &Context, args: HistoryArgs) -> exit::Result {
     {
         return Err(usage(format!("--from {from} comes after --to {to}")));
     }
-    let request = Request::History { from: args.from, to: args.to, transaction: args.transaction };
-    let entries = match context.ask(&mut client, request)? {
-        Answer::History(entries) => entries,
-        other => return Err(unexpected(&other)),
-    };
+    let mut entries: Vec<HistoryEntry> = Vec::new();
+    let mut from = args.from;
+    loop {
+        let request = Request::History { from, to: args.to, transaction: args.transaction.clone() };
+        match context.ask(&mut client, request)? {
+            Answer::History(more) => {
+                // Without a first index it is the latest that one answer holds.
+                let end = from.is_none() || more.is_empty();
+                from = more.last().map(|last| last.index + 1);
+                entries.extend(more);
+                if end {
+                    break;
+                }
+            }
+            other => return Err(unexpected(&other)),
+        }
+    }
     context.out.tell(&json!({ "entries": entries }), || {
         let mut rows = Rows::new(&["index", "view", "label", "origin", "kind", "detail"]);
         for entry in &entries {

@@ -163,19 +163,15 @@ fn only_dead(none: Failure) -> Result<PathBuf, Failure> {
     if std::env::var_os("DVM_LOG_DIR").is_some_and(|value| !value.is_empty()) {
         return Ok(place::log_dir(""));
     }
-    let mut left: Vec<_> = std::fs::read_dir(place::default_log_root())
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
+    let mut left = place::logged();
     match left.len() {
         0 => Err(none),
-        1 => Ok(place::log_dir(&left.remove(0))),
+        1 => Ok(left.pop_first().expect("one").1),
         _ => {
-            left.sort();
+            let names: Vec<_> = left.into_keys().collect();
             Err(usage("several DVMs left logs on this host")
-                .cause(left.join(", "))
-                .hint(format!("name one: --dvm {}", left[0])))
+                .cause(names.join(", "))
+                .hint(format!("name one: --dvm {}", names[0])))
         }
     }
 }

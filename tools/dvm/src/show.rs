@@ -34,17 +34,14 @@ pub(crate) fn list(context: &Context) -> exit::Result {
         listed.insert(name, entry);
     }
     // Of those that ended, logs may be all that is left.
-    for entry in std::fs::read_dir(place::default_log_root()).into_iter().flatten().flatten() {
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        if place::check_name(&name).is_ok() && entry.path().is_dir() {
-            listed.entry(name.clone()).or_insert_with(|| Listed {
-                uri: format!("unix:{}", path.join(&name).display()),
-                name,
-                state: "dead",
-                members: Vec::new(),
-                logs: entry.path(),
-            });
-        }
+    for (name, logs) in place::logged() {
+        listed.entry(name.clone()).or_insert_with(|| Listed {
+            uri: format!("unix:{}", path.join(&name).display()),
+            name,
+            state: "dead",
+            members: Vec::new(),
+            logs,
+        });
     }
     let listed: Vec<_> = listed.into_values().collect();
     context.out.tell(&json!({ "dvms": listed }), || {

@@ -117,10 +117,15 @@ struct Entry<'a> {
 
 fn list(context: &Context, prefix: String) -> exit::Result {
     let mut client = context.client()?;
-    let keys: Vec<KeyDoc> = match context.ask(&mut client, Request::StateList { prefix })? {
-        Answer::Keys(keys) => keys,
-        other => return Err(unexpected(&other)),
-    };
+    let mut keys: Vec<KeyDoc> = Vec::new();
+    loop {
+        let after = keys.last().map(|last| last.key.clone());
+        match context.ask(&mut client, Request::StateList { prefix: prefix.clone(), after })? {
+            Answer::Keys(more) if more.is_empty() => break,
+            Answer::Keys(more) => keys.extend(more),
+            other => return Err(unexpected(&other)),
+        }
+    }
     let entries: Vec<_> =
         keys.iter().map(|doc| Entry { key: &doc.key, value: &doc.value, version: doc.version }).collect();
     context.out.tell(&json!({ "entries": entries }), || {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -193,6 +193,37 @@ fn list_tells_the_living_from_the_dead() {
     assert_eq!((&one["state"], &one["members"]), (&json!("live"), &json!(["k0", "k1"])));
     assert_eq!(one["uri"], format!("unix:{}", host.path("run/one").display()));
     assert_eq!(of("two").expect("listed")["state"], "dead");
+}
+
+/// A directory of logs where they are kept unless something else is said, as a DVM that ended leaves it.
+struct LogsLeft {
+    path: PathBuf,
+    name: String,
+}
+
+impl LogsLeft {
+    fn new() -> Self {
+        let name = format!("left{}", std::process::id());
+        let path =
+            Path::new("/var/tmp").join(format!("dvm-{}", rustix::process::geteuid().as_raw())).join(&name);
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).expect("created");
+        Self { path, name }
+    }
+}
+
+impl Drop for LogsLeft {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.path);
+    }
+}
+
+#[test]
+fn those_that_ended_are_listed_where_their_logs_are_and_nowhere_else() {
+    let host = Host::new();
+    let left = LogsLeft::new();
+    assert!(!stdout(&host.dvm(&["list"])).contains(&left.name), "its logs are not in $DVM_LOG_DIR");
+    let listed = host.command(&["list"]).env_remove("DVM_LOG_DIR").output().expect("dvm runs");
+    assert!(stdout(&listed).contains(&left.name), "{}", stdout(&listed));
 }
 
 #[test]

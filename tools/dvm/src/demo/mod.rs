@@ -226,7 +226,7 @@ impl Demo {
         if !comparison.agree || comparison.members.len() != KERNELS {
             return Err(failed("the members' histories differ"));
         }
-        let request = Request::StateList { prefix: "demo/".into() };
+        let request = Request::StateList { prefix: "demo/".into(), after: None };
         let held: BTreeMap<_, _> = match client.request(request, None, Some(LIMIT))? {
             Answer::Keys(keys) => keys.into_iter().map(|key| (key.key, key.value)).collect(),
             other => return Err(unexpected(&other)),
