@@ -22,12 +22,16 @@ pub(crate) struct Admission {
     sent: BTreeMap<MemberId, Time>,
     /// Joiners that have caught up, and when they last said so.
     ready: BTreeMap<MemberId, (Identity, Time)>,
+    /// A joiner does not catch up: how often windows are halved for it, and when it last said so.
+    lagging: Option<(u8, Time)>,
 }
 
 /// Joiners that one member gives the state to at a time, at most; others ask again.
 const SENT_MAX: usize = 1_024;
 /// Answers that show a name to be taken: one may have been on its way when its sender died.
 const ANSWERS_MIN: u32 = 3;
+/// How often a window is halved at most.
+pub(crate) const HALVINGS_MAX: u8 = 5;
 /// Bytes of entries in one answer to a joiner.
 const TAIL_BYTES: u64 = 256 << 10;
 
@@ -47,6 +51,12 @@ impl Admission {
         claims.for_each(|(_, answers)| *answers += 1);
     }
 
+    /// How often windows are halved, so that a joiner can catch up.
+    pub(crate) fn halvings(&self, now: Time, silence_ms: u64) -> u8 {
+        let fresh = self.lagging.filter(|(_, at)| now.ms_since(*at) < silence_ms);
+        fresh.map_or(0, |(halvings, _)| halvings)
+    }
+
     pub(crate) fn not_ready(&mut self, joiner: MemberId) {
         self.ready.remove(&joiner);
     }
@@ -62,6 +72,7 @@ impl Admission {
     pub(crate) fn installed(&mut self, view: &View) {
         self.claims.retain(|joiner, _| !view.has(*joiner));
         self.ready.retain(|joiner, _| !view.has(*joiner));
+        self.lagging = None;
     }
 }
 
@@ -153,6 +164,16 @@ impl Seat {
         };
         let entries = part(entries, TAIL_BYTES);
         cx.send(from, Control::Tail { after, entries, index: self.record.state.index });
+        Ok(())
+    }
+
+    /// A joiner does not catch up.
+    pub(crate) fn on_lagging(&mut self, cx: &mut Cx, from: MemberId, halvings: u8) -> Result<(), Reject> {
+        if self.view.has(from) {
+            return Err(Reject::Unexpected { what: "joiner that is a member" });
+        }
+        let others = self.admission.halvings(cx.now, self.silence_ms());
+        self.admission.lagging = Some((halvings.min(HALVINGS_MAX).max(others), cx.now));
         Ok(())
     }
 

@@ -45,6 +45,7 @@ impl Seat {
             return;
         }
         let suspects = self.suspects();
+        self.tell_suspects(cx, &suspects);
         let leaving = self.record.state.members.values().any(|record| record.leaving.is_some());
         let joining = !self.is_yielding() && self.admission.anybody_ready(cx.now, self.silence_ms());
         let wedged = self.is_wedged() || self.detector.anybody_asks() || self.has_bad_edge();

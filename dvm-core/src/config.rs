@@ -21,7 +21,7 @@ pub enum Partition {
 pub enum Merge {
     /// They go to the orphan journal only.
     Discard,
-    /// The loser proposes them again, before its clients are let in.
+    /// The loser's oldest member proposes them again, before anything of its clients.
     Resubmit,
 }
 
@@ -189,8 +189,8 @@ impl Config {
             "merge" => {
                 self.merge = match value {
                     "discard" => Merge::Discard,
-                    // A setting that would be taken and do nothing is worse than none.
-                    _ => return Err(refuse("discard (resubmit is not there yet)".into())),
+                    "resubmit" => Merge::Resubmit,
+                    _ => return Err(refuse("discard or resubmit".into())),
                 }
             }
             "require" => {

@@ -69,6 +69,8 @@ struct Other {
     mute: Option<Time>,
     /// It is mute because no ring can reach it.
     cut_off: bool,
+    /// The shell was told that it is suspected.
+    told: bool,
 }
 
 impl Detector {
@@ -82,6 +84,7 @@ impl Detector {
             asks: false,
             mute: None,
             cut_off: false,
+            told: false,
         };
         Self { others: view.members.iter().map(|_| other()).collect(), now }
     }
@@ -149,9 +152,13 @@ impl Detector {
 }
 
 impl Seat {
-    /// T widened by this member's own lateness, milliseconds.
-    fn patience_ms(&self, cx: &Cx) -> u64 {
-        self.silence_ms() + cx.late.widen_ms(self.silence_ms())
+    /// T widened by this member's own lateness, or doubled for one that was called silent before and lived,
+    /// milliseconds.
+    fn patience_ms(&self, cx: &Cx, rank: Rank) -> u64 {
+        let silence_ms = self.silence_ms();
+        let mistaken = self.record.state.members.get(&self.view.member(rank)).and_then(|m| m.mistaken);
+        let doublings = mistaken.map_or(0, |m| m.doublings_left(cx.wall_ms, silence_ms));
+        (silence_ms + cx.late.widen_ms(silence_ms)).max(silence_ms << doublings)
     }
 
     fn watches(&self, rank: Rank) -> bool {
@@ -192,6 +199,17 @@ impl Seat {
 
     pub(crate) fn suspects(&self) -> Vec<Rank> {
         self.ranks().filter(|rank| self.is_suspected(*rank)).collect()
+    }
+
+    /// Tells the shell of each suspicion as it arises.
+    pub(crate) fn tell_suspects(&mut self, cx: &mut Cx, suspects: &[Rank]) {
+        for rank in self.ranks() {
+            let suspected = suspects.contains(&rank);
+            let told = core::mem::replace(&mut self.detector.others[rank.at()].told, suspected);
+            if suspected && !told {
+                cx.out.push_back(Output::Suspected { member: self.view.member(rank) });
+            }
+        }
     }
 
     /// R: all members that this one does not suspect, itself included, by rank.
@@ -281,11 +299,11 @@ impl Seat {
     }
 
     fn look(&mut self, cx: &mut Cx) {
-        let (now, patience_ms, silence_ms) = (cx.now, self.patience_ms(cx), self.silence_ms());
+        let (now, silence_ms) = (cx.now, self.silence_ms());
         let me = self.rank;
         let mut told = Vec::new();
         for rank in self.ranks() {
-            let watches = self.watches(rank);
+            let (watches, patience_ms) = (self.watches(rank), self.patience_ms(cx, rank));
             let other = &mut self.detector.others[rank.at()];
             other.accused_by.retain(|accuser, (evidence, at)| {
                 *evidence == Evidence::Dead || *accuser == me || now.ms_since(*at) < 2 * silence_ms

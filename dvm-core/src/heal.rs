@@ -71,15 +71,17 @@ impl Seat {
         match self.record.state.healing.clone() {
             None => self.look_for_others(cx),
             Some(Healing::Yielding { .. }) if overdue => self.propose_step(cx, Change::YieldCancel),
-            Some(Healing::Yielding { to, rank0 }) => {
+            Some(Healing::Yielding { to, rank0, fork }) => {
                 cx.know(&rank0);
-                let members = self.record.state.members.values().map(|record| record.identity.clone());
-                let message = Control::Yielded {
-                    to: to.id,
-                    branch: self.record.state.summary(),
-                    fence: self.record.state.fence,
+                let state = &self.record.state;
+                let members = state.members.values().map(|record| record.identity.clone());
+                let take = Take {
+                    from: state.summary(),
+                    fence: state.fence,
                     members: members.collect(),
+                    sessions: state.sessions_opened_after(fork),
                 };
+                let message = Control::Yielded { to: to.id, take: Box::new(take) };
                 cx.send(to.rank0, message);
             }
             Some(Healing::Taking(take)) => {
@@ -171,11 +173,11 @@ impl Seat {
             return self.overtaken(cx, branch, from);
         }
         let rank0 = Box::new(self.record.state.members[&self.view.members[0]].identity.clone());
-        let (summary, ancestry) = (self.record.state.summary(), self.ancestry());
+        let summary = self.record.state.summary();
         let loses = branch.id != self.view.id && merit(&summary) < merit(&branch);
-        cx.send(from, Control::ProbeReply { branch: summary, rank0, ancestry });
+        cx.send(from, Control::ProbeReply { branch: summary, rank0, ancestry: self.ancestry() });
         if loses && branch.rank0 == from {
-            self.yield_to(cx, branch, identity);
+            self.yield_to(cx, branch, identity, ancestry);
         }
         Ok(())
     }
@@ -217,7 +219,7 @@ impl Seat {
             return self.overtaken(cx, branch, from);
         }
         if merit(&self.record.state.summary()) < merit(&branch) {
-            self.yield_to(cx, branch, rank0);
+            self.yield_to(cx, branch, rank0, ancestry);
         } else if from != rank0.id {
             // It is the other side's to yield; its rank 0 learns of this one at once.
             cx.send(rank0.id, self.probe(cx));
@@ -226,9 +228,12 @@ impl Seat {
     }
 
     /// Orders that this branch gives way, if it is this member's to say.
-    fn yield_to(&mut self, cx: &mut Cx, to: Summary, rank0: &Identity) {
+    fn yield_to(&mut self, cx: &mut Cx, to: Summary, rank0: &Identity, ancestry: &[(ViewId, HistoryIndex)]) {
         if self.is_healer() && self.record.state.healing.is_none() && self.may_branch() {
-            self.propose_step(cx, Change::Yield { to, rank0: Box::new(rank0.clone()) });
+            let mine = self.record.state.ancestry.iter().rev();
+            let shared = mine.copied().find(|view| ancestry.contains(view));
+            let fork = shared.map_or(self.record.state.index, |(_, index)| index);
+            self.propose_step(cx, Change::Yield { to, rank0: Box::new(rank0.clone()), fork });
         }
     }
 
@@ -245,26 +250,24 @@ impl Seat {
         cx: &mut Cx,
         from: MemberId,
         to: ViewId,
-        branch: Summary,
-        fence: u64,
-        members: Vec<Identity>,
+        take: Box<Take>,
     ) -> Result<(), Reject> {
-        if branch.lineage != self.view.lineage || !members.iter().any(|m| m.id == from) {
+        if take.from.lineage != self.view.lineage || !take.members.iter().any(|m| m.id == from) {
             return Err(Reject::Malformed { what: "yield" });
         }
         if !self.is_healer() {
             return Err(Reject::Unexpected { what: "yield" });
         }
-        for member in members.iter().filter(|m| m.id == from) {
+        for member in take.members.iter().filter(|m| m.id == from) {
             cx.know(member);
         }
         match &self.record.state.healing {
-            Some(Healing::Taking(take)) if take.from.rank0 == branch.rank0 => {
-                let (of, members) = (take.from.id, take.members.clone());
+            Some(Healing::Taking(taking)) if taking.from.rank0 == take.from.rank0 => {
+                let (of, members) = (taking.from.id, taking.members.clone());
                 self.tell_taken(cx, of, &members);
             }
-            None if self.comes_from(to) && merit(&self.record.state.summary()) > merit(&branch) => {
-                self.propose_step(cx, Change::Take(Box::new(Take { from: branch, fence, members })));
+            None if self.comes_from(to) && merit(&self.record.state.summary()) > merit(&take.from) => {
+                self.propose_step(cx, Change::Take(take));
             }
             _ => cx.send(from, Control::HealCancel { branch: self.record.state.summary() }),
         }

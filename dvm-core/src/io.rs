@@ -135,8 +135,8 @@ pub enum Input {
 pub struct Snapshot {
     /// The state, its current view included.
     pub state: State,
-    /// The last events, oldest first, so that a joiner can serve cursors.
-    pub events: Vec<Event>,
+    /// All kept events, oldest first: a joiner serves the same cursors as everybody.
+    pub events: Vec<Arc<Event>>,
     /// The last entries' indices with the first bytes of the chain hash there, oldest first: where a member that comes
     /// back finds the last entry that its own history shares.
     pub trail: Vec<(HistoryIndex, u64)>,
@@ -198,6 +198,11 @@ pub enum Output {
     Execute(Box<Transaction>),
     /// The member's standing changed.
     Standing(Standing),
+    /// This member has come to suspect another: advice, which may be taken back without a word.
+    Suspected {
+        /// Whom.
+        member: MemberId,
+    },
     /// A branch was lost: its entries after the fork, for the orphan journal, oldest first.
     Orphans {
         /// Last index that both branches share.

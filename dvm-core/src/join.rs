@@ -3,22 +3,28 @@
 //! A kernel that was excluded comes back this way, as a new incarnation; until it is admitted it keeps what it had, and
 //! goes on from there alone when nobody of the view that beat it answers any more (R11 of `docs/protocol.md`).
 
-use crate::config::{Config, Partition};
+use crate::admission::HALVINGS_MAX;
+use crate::config::{Config, Merge, Partition};
 use crate::cx::Cx;
 use crate::ids::{LinkId, MemberId, Rank, Time, ViewId};
 use crate::io::{Answer, Input, Output, Refusal, Reject, Side, Snapshot, Standing};
 use crate::record::Record;
 use crate::ring::Own;
 use crate::seat::Seat;
-use crate::state::{Content, Entry, FailureCause, LeaveBy};
+use crate::state::{Content, Entry, FailureCause, LeaveBy, Submission};
 use crate::view::{Label, View};
 use crate::wire::{Accepted, Control, Data, Departure, DepartureCause, Identity, Key, Proposal, Summary};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-/// Lag at which a joiner counts as caught up, in indices.
+/// Lag at which a joiner counts as caught up, in indices; or this much traffic, if that is more.
 const LAG_MAX: u64 = 64;
+const LAG_MAX_MS: u64 = 20;
+/// The most that counts as so much traffic, in indices.
+const TRAFFIC_MAX: u64 = 4_096;
+/// How long a joiner tries before the ring goes slower for it, and slower again.
+const CHASE_MS: u64 = 3_000;
 /// Links of a view that is still to be installed here, at most.
 const EARLY_MAX: usize = 8;
 
@@ -38,6 +44,7 @@ pub(crate) struct Joining {
     due: Time,
     /// What a sponsor gave it, kept up with the tail.
     learned: Option<Record>,
+    chase: Chase,
     /// The last proposal that names it, until it is accepted and after.
     held: Option<Held>,
     /// The seat it lost, and with it the state it keeps until it is admitted.
@@ -45,6 +52,40 @@ pub(crate) struct Joining {
     /// Nobody of the view that beat it answers, and it may not go on alone.
     stranded: bool,
     early: Vec<(LinkId, MemberId, ViewId)>,
+}
+
+/// A joiner behind a history that goes on.
+#[derive(Debug, Default)]
+struct Chase {
+    /// Since when it is behind.
+    begun: Option<Time>,
+    /// How far the history was, and when.
+    seen: Option<(Time, u64)>,
+    /// How fast it grows, indices in [`LAG_MAX_MS`].
+    traffic: u64,
+}
+
+impl Chase {
+    /// Whether a lag is small enough for a flush to make up for.
+    fn is_over(&mut self, now: Time, mine: u64, theirs: u64) -> bool {
+        match self.seen {
+            Some((at, index)) if now.ms_since(at) >= LAG_MAX_MS => {
+                self.traffic = theirs.saturating_sub(index) * LAG_MAX_MS / now.ms_since(at);
+                self.seen = Some((now, theirs));
+            }
+            Some(_) => {}
+            None => self.seen = Some((now, theirs)),
+        }
+        let over = theirs <= mine + LAG_MAX.max(self.traffic.min(TRAFFIC_MAX));
+        self.begun = if over { None } else { self.begun.or(Some(now)) };
+        over
+    }
+
+    /// How often the members' windows are to be halved.
+    fn halvings(&self, now: Time) -> u8 {
+        let times = self.begun.map_or(0, |begun| now.ms_since(begun) / CHASE_MS);
+        u8::try_from(times).unwrap_or(u8::MAX).min(HALVINGS_MAX)
+    }
 }
 
 /// A proposal that names this joiner.
@@ -83,6 +124,7 @@ impl Joining {
             heard: cx.now,
             due: cx.now,
             learned: None,
+            chase: Chase::default(),
             held: None,
             lost,
             stranded: false,
@@ -158,6 +200,11 @@ impl Joining {
             None => cx.send(self.contact, Control::Join { identity: Box::new(cx.me.clone()) }),
             Some(record) => {
                 cx.send(self.contact, Control::TailRequest { after: record.state.index });
+                let halvings = self.chase.halvings(cx.now);
+                if halvings > 0 {
+                    let members = record.state.view.members.iter().copied();
+                    cx.send_all(members, &Control::Lagging { halvings });
+                }
             }
         }
         Next::Same
@@ -339,7 +386,7 @@ impl Joining {
         if is_member && mine == index {
             return Ok(self.seat(cx, mine, Vec::new()));
         }
-        if !is_member && index.0 <= mine.0 + LAG_MAX {
+        if self.chase.is_over(cx.now, mine.0, index.0) && !is_member {
             cx.send(from, Control::Ready { identity: Box::new(cx.me.clone()), index: mine });
         }
         if asked_more && mine < index {
@@ -432,10 +479,13 @@ impl Joining {
             let (fork, sure) = lost.record.fork(&record);
             let entries: Vec<Arc<Entry>> =
                 lost.record.entries().filter(|entry| entry.index > fork).cloned().collect();
+            keep_requests(&mut lost, cx);
+            if record.state.config.merge == Merge::Resubmit && lost.rank.at() == 0 {
+                resubmit(&entries, cx);
+            }
             if !entries.is_empty() || !sure {
                 cx.out.push_back(Output::Orphans { fork, entries, truncated: !sure });
             }
-            keep_requests(&mut lost, cx);
             let open = &record.state.open;
             let ended: Vec<_> = cx.awaited.keys().filter(|t| !open.contains_key(t)).copied().collect();
             for requests in ended.into_iter().filter_map(|t| cx.awaited.remove(&t)).collect::<Vec<_>>() {
@@ -487,12 +537,26 @@ fn learn(record: &mut Record, cx: &mut Cx, entry: &Entry) -> Result<(), &'static
     Ok(())
 }
 
+/// What clients of a lost branch changed there is proposed again, in its order and before anything else. One member does
+/// it for all, the oldest of the branch: only so does the order stay. A change without a stamp is left out: a message of
+/// the last common view may be in both branches, at different places, and would take effect twice.
+fn resubmit(orphans: &[Arc<Entry>], cx: &mut Cx) {
+    for entry in orphans.iter().rev() {
+        let Content::Change { body, .. } = &entry.content else { continue };
+        let Ok(submission) = postcard::from_bytes::<Submission>(body) else { continue };
+        if submission.stamp.is_some() && submission.change.is_of_clients() {
+            let body = body.clone();
+            cx.waiting.push_front(Own { request: None, stamped: true, perhaps: true, of_view: false, body });
+        }
+    }
+}
+
 /// What clients of an excluded member wait for is proposed again where a repeat is harmless.
 fn keep_requests(lost: &mut Seat, cx: &mut Cx) {
-    cx.waiting.retain(|own| own.request.is_some());
+    cx.waiting.retain(|own| own.request.is_some() || own.stamped);
     for own in lost.broadcast.take_own().rev() {
         match own.request {
-            Some(_) if own.stamped => cx.waiting.push_front(Own { perhaps: true, ..own }),
+            _ if own.stamped => cx.waiting.push_front(Own { perhaps: true, ..own }),
             Some(request) => {
                 cx.leave_unknown([request], "this member was excluded with the change under way")
             }
@@ -534,9 +598,38 @@ pub(crate) fn alone(mut lost: Box<Seat>, cx: &mut Cx) -> Box<Seat> {
         delivered,
         time_ms: cx.wall_ms,
     };
-    cx.waiting.retain(|own| own.request.is_some());
+    cx.waiting.retain(|own| own.request.is_some() || own.stamped);
     // What the old incarnation was executing has ended with it.
     lost.collecting.clear();
     lost.install(cx, &proposal);
     lost
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joiner_that_stays_behind_has_the_ring_go_slower_and_slower() {
+        let mut chase = Chase::default();
+        let at = |ms: u64| Time::default().plus_ms(ms);
+        // The history grows by 1,000 a second; within 20 ms that is less than the lag that is always allowed.
+        assert!(!chase.is_over(at(0), 0, 1_000));
+        assert_eq!(chase.halvings(at(2_999)), 0);
+        assert!(!chase.is_over(at(3_000), 3_900, 4_000));
+        assert_eq!((chase.halvings(at(3_000)), chase.halvings(at(6_500))), (1, 2));
+        assert_eq!(chase.halvings(at(600_000)), HALVINGS_MAX);
+        assert!(chase.is_over(at(7_000), 7_936, 8_000));
+        assert_eq!(chase.halvings(at(60_000)), 0, "it has caught up");
+    }
+
+    #[test]
+    fn much_traffic_allows_more_lag() {
+        let mut chase = Chase::default();
+        let at = |ms: u64| Time::default().plus_ms(ms);
+        assert!(!chase.is_over(at(0), 0, 10_000));
+        // 100 a millisecond: 2,000 in 20 ms.
+        assert!(chase.is_over(at(100), 18_000, 20_000));
+        assert!(!chase.is_over(at(100), 17_999, 20_000));
+    }
 }

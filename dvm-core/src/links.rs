@@ -201,12 +201,15 @@ impl Seat {
             let waiting = core::mem::take(&mut cx.waiting);
             (cx.waiting, held) = waiting.into_iter().partition(|own| own.request.is_none());
         }
+        let halvings = self.admission.halvings(cx.now, self.silence_ms());
         if self.view.size() == 1 {
             self.broadcast.number_alone(&mut cx.waiting);
         } else if let Some(out) = self.links.outgoing.as_mut().filter(|out| out.resumed) {
             while out.placed < ROOM {
                 let config = &self.record.state.config;
-                let Some(message) = self.broadcast.next_frame(&mut cx.waiting, config) else { break };
+                let Some(message) = self.broadcast.next_frame(&mut cx.waiting, config, halvings) else {
+                    break;
+                };
                 out.placed += message.cost();
                 cx.out.push_back(Output::Ring { link: out.link, message });
             }

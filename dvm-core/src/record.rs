@@ -13,8 +13,6 @@ use alloc::vec::Vec;
 
 /// Entries of the trail that a snapshot carries.
 const TRAIL_MAX: usize = 4_096;
-/// Events that a snapshot carries.
-const EVENTS_SENT_MAX: usize = 4_096;
 
 /// The state and the kept tail.
 #[derive(Debug)]
@@ -39,7 +37,7 @@ impl Record {
 
     pub(crate) fn of_snapshot(snapshot: Snapshot) -> Self {
         let mut record = Self::at(snapshot.state);
-        record.events = snapshot.events.into_iter().map(Arc::new).collect();
+        record.events = snapshot.events.into();
         record.trail = snapshot.trail.into();
         record
     }
@@ -58,13 +56,10 @@ impl Record {
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
-        let skip = |len: usize, most: usize| len.saturating_sub(most);
-        let events = self.events.iter().skip(skip(self.events.len(), EVENTS_SENT_MAX));
-        let trail = self.trail.iter().skip(skip(self.trail.len(), TRAIL_MAX));
         Snapshot {
             state: self.state.clone(),
-            events: events.map(|event| (**event).clone()).collect(),
-            trail: trail.copied().collect(),
+            events: self.events.iter().cloned().collect(),
+            trail: self.trail.iter().copied().collect(),
         }
     }
 

@@ -205,11 +205,17 @@ impl Broadcast {
         self.forward.push_back(Forward::Collect(collect));
     }
 
-    /// The next frame for the successor: forwarded ones in their order, own ones by fair share.
-    pub(crate) fn next_frame(&mut self, waiting: &mut VecDeque<Own>, config: &Config) -> Option<Frame> {
+    /// The next frame for the successor: forwarded ones in their order, own ones by fair share. The window is halved so
+    /// often.
+    pub(crate) fn next_frame(
+        &mut self,
+        waiting: &mut VecDeque<Own>,
+        config: &Config,
+        halvings: u8,
+    ) -> Option<Frame> {
         let active = self.active.iter().filter(|a| **a).count();
         let turn = self.forward_data == 0 || self.forwarded_since_own + 1 >= active;
-        if turn && self.may_number(waiting, active, config) {
+        if turn && self.may_number(waiting, active, config, halvings) {
             let own = waiting.pop_front().expect("something waits");
             self.forwarded_since_own = 0;
             return Some(Frame::Data(self.number(own)));
@@ -229,10 +235,11 @@ impl Broadcast {
     }
 
     /// The window: at least one message, at most `window` or the budget's share in bytes, whichever is more.
-    fn may_number(&self, waiting: &VecDeque<Own>, active: usize, config: &Config) -> bool {
+    fn may_number(&self, waiting: &VecDeque<Own>, active: usize, config: &Config, halvings: u8) -> bool {
         let Some(own) = waiting.front() else { return false };
-        let share = config.ring_budget / active.max(1) as u64;
-        (self.own.len() as u64) < config.window || self.own_bytes + cost(&own.body) <= share
+        let share = (config.ring_budget / active.max(1) as u64) >> halvings;
+        let window = (config.window >> halvings).max(1);
+        (self.own.len() as u64) < window || self.own_bytes + cost(&own.body) <= share
     }
 
     /// Enqueue means placing on the link, and only then is a message numbered.
@@ -378,4 +385,34 @@ impl Broadcast {
 
 fn cost(body: &Bytes) -> u64 {
     64 + body.len() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Epoch, Lineage, MemberId, ViewId};
+    use crate::view::Label;
+
+    /// How many of 100 messages are numbered before any is stable.
+    fn numbered(halvings: u8) -> usize {
+        let view = View {
+            id: ViewId { epoch: Epoch(1), proposer: MemberId(1), round: 1 },
+            proposer_name: "a".into(),
+            lineage: Lineage(1),
+            label: Label::Confirmed,
+            members: alloc::vec![MemberId(1), MemberId(2)],
+            ring: alloc::vec![Rank(0), Rank(1)],
+        };
+        let config = Config { ring_budget: 64 << 10, ..Config::default() };
+        let body = Bytes::from_static(&[0; 8_000]);
+        let own = Own { request: None, stamped: false, perhaps: false, of_view: false, body };
+        let mut waiting = VecDeque::from(alloc::vec![own; 100]);
+        let mut broadcast = Broadcast::new(&view, Rank(0));
+        core::iter::from_fn(|| broadcast.next_frame(&mut waiting, &config, halvings)).count()
+    }
+
+    #[test]
+    fn a_window_is_halved_as_often_as_a_joiner_needs_it() {
+        assert_eq!([0, 1, 2, 3, 5, 8].map(numbered), [32, 16, 8, 4, 1, 1]);
+    }
 }

@@ -184,11 +184,12 @@ impl Seat {
     fn on_control(&mut self, cx: &mut Cx, from: MemberId, message: Control) -> Result<(), Reject> {
         if let Some(rank) = self.view.rank_of(from) {
             match &message {
-                Control::Probe { branch, .. }
-                | Control::ProbeReply { branch, .. }
-                | Control::Yielded { branch, .. }
+                Control::Probe { branch, .. } | Control::ProbeReply { branch, .. }
                     if branch.id != self.view.id =>
                 {
+                    self.detector.is_elsewhere(rank, cx.now);
+                }
+                Control::Yielded { take, .. } if take.from.id != self.view.id => {
                     self.detector.is_elsewhere(rank, cx.now);
                 }
                 _ => self.detector.hear(rank, cx.now),
@@ -213,6 +214,7 @@ impl Seat {
             Control::Expelled { by } => self.on_expelled(cx, from, by),
             Control::Join { identity } => self.on_join(cx, from, &identity),
             Control::TailRequest { after } => self.on_tail_request(cx, from, after),
+            Control::Lagging { halvings } => self.on_lagging(cx, from, halvings),
             Control::Ready { identity, .. } => self.on_ready(cx, from, *identity),
             Control::JoinerFetch { view, index } => self.on_joiner_fetch(cx, from, view, index),
             Control::Probe { branch, identity, ancestry } => {
@@ -221,9 +223,7 @@ impl Seat {
             Control::ProbeReply { branch, rank0, ancestry } => {
                 self.on_probe_reply(cx, from, branch, &rank0, &ancestry)
             }
-            Control::Yielded { to, branch, fence, members } => {
-                self.on_yielded(cx, from, to, branch, fence, members)
-            }
+            Control::Yielded { to, take } => self.on_yielded(cx, from, to, take),
             Control::Taken { from: branch, by, sponsor } => self.on_taken(cx, branch, by, &sponsor),
             Control::HealCancel { branch } => self.on_heal_cancel(cx, from, &branch),
             Control::Relay { from: author, to, message } => self.on_relay(cx, from, author, to, *message),

@@ -14,7 +14,7 @@
 //! | `Probe`, `ProbeReply`, `Yielded`, `Taken` | rank 0 of a branch | departed members, the other branch | healing |
 
 use crate::ids::{Epoch, HistoryIndex, Lamport, Lineage, MemberId, Name, OriginSeq, Rank, ViewId};
-use crate::state::{Entry, FailureCause, LeaveBy};
+use crate::state::{Entry, FailureCause, LeaveBy, Take};
 use crate::view::{Label, View};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -434,6 +434,11 @@ pub enum Control {
         /// The sponsor's own last index.
         index: HistoryIndex,
     },
+    /// A joiner does not catch up with the ring: its members are to go slower until it has.
+    Lagging {
+        /// How often their windows are halved.
+        halvings: u8,
+    },
     /// The joiner has caught up; passed on by the sponsor to the coordinator.
     Ready {
         /// Who.
@@ -481,12 +486,8 @@ pub enum Control {
     Yielded {
         /// To which branch.
         to: ViewId,
-        /// The branch that yields, after the entry.
-        branch: Summary,
-        /// Highest fence of the loser.
-        fence: u64,
-        /// All its members.
-        members: Vec<Identity>,
+        /// What that branch takes in: the one that yields, after the entry.
+        take: Box<Take>,
     },
     /// The winning branch has ordered its `take`: join through the sender.
     Taken {

@@ -26,6 +26,8 @@ pub(crate) enum Told {
     Restored(Box<Restored>),
     /// The member's standing changed.
     Standing(Standing),
+    /// The member has come to suspect another.
+    Suspected(MemberId),
     /// A transaction is to be executed.
     Execute {
         /// It.

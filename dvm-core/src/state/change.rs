@@ -80,6 +80,8 @@ pub enum Change {
         to: Summary,
         /// Whom to tell there.
         rank0: Box<Identity>,
+        /// The entry of the last view that both branches share.
+        fork: HistoryIndex,
     },
     /// It does not, after all.
     YieldCancel,
@@ -92,6 +94,22 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// Whether a client asked for it and means the DVM, on whatever branch: not a member's own word, nor one about the
+    /// members of one branch.
+    pub(crate) fn is_of_clients(&self) -> bool {
+        matches!(
+            self,
+            Self::Noop
+                | Self::Keys(_)
+                | Self::Settings(_)
+                | Self::Tags { .. }
+                | Self::Command { .. }
+                | Self::Transaction(_)
+        )
+    }
+}
+
 /// What the winner of a healed cut must rise above.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Take {
@@ -101,6 +119,8 @@ pub struct Take {
     pub fence: u64,
     /// The loser's members; each comes back as a new incarnation.
     pub members: Vec<Identity>,
+    /// Sessions that the DVM opened on the loser's branch since the fork, with the entry that opened each.
+    pub sessions: Vec<(String, HistoryIndex)>,
 }
 
 /// By whose wish a member left.
@@ -426,6 +446,17 @@ pub struct Departed {
     pub index: HistoryIndex,
     /// The proposer's wall clock then, milliseconds since 1970.
     pub time_ms: u64,
+    /// It had been called silent before, and lived.
+    pub mistaken: Option<Mistaken>,
+}
+
+/// A member that was called silent and lived: the next time it is waited for longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mistaken {
+    /// How often T is doubled for it, 1 or 2.
+    pub doublings: u8,
+    /// When it came back, by the proposer's wall clock, milliseconds since 1970.
+    pub time_ms: u64,
 }
 
 /// Where a branch stands in healing.
@@ -437,6 +468,8 @@ pub enum Healing {
         to: Summary,
         /// Whom to tell there: every member may come to be the one that does.
         rank0: Box<Identity>,
+        /// The entry of the last view that both branches share.
+        fork: HistoryIndex,
     },
     /// It takes another branch's members in.
     Taking(Box<Take>),

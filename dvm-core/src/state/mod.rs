@@ -4,15 +4,17 @@ mod change;
 mod event;
 mod lifecycle;
 mod plugins;
+mod sessions;
 mod table;
 
 pub use change::*;
 pub use event::*;
 pub use plugins::*;
+pub use sessions::*;
 pub use table::{Table, TableHash};
 
 use crate::config::Config;
-use crate::ids::{Epoch, HistoryIndex, MemberId, Name, Rank, TransactionId, ViewId};
+use crate::ids::{Epoch, HistoryIndex, MemberId, Name, OriginSeq, Rank, TransactionId, ViewId};
 use crate::view::{Label, View};
 use crate::wire::{DepartureCause, Identity, Key, Proposal, Summary};
 use alloc::boxed::Box;
@@ -53,6 +55,8 @@ pub struct State {
     pub sessions: Table<String, Session>,
     /// Sessions by the entry that used them last.
     pub sessions_by_use: Table<HistoryIndex, String>,
+    /// The last use of any session that was closed to make room: what was opened later is open still.
+    pub sessions_closed: HistoryIndex,
     /// Transactions that were ordered and have no outcome yet.
     pub open: BTreeMap<TransactionId, Open>,
     /// The last fencing token given.
@@ -72,6 +76,8 @@ pub struct MemberRecord {
     pub identity: Identity,
     /// It has said that it leaves.
     pub leaving: Option<LeaveBy>,
+    /// It was called silent, and lived.
+    pub mistaken: Option<Mistaken>,
 }
 
 /// A key's value.
@@ -81,17 +87,6 @@ pub struct KeyRecord {
     pub value: Bytes,
     /// Index of the entry that set it.
     pub version: HistoryIndex,
-}
-
-/// A client session: what it did last.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Session {
-    /// The last sequence number that took effect; 0 before any.
-    pub last: u64,
-    /// The last answers, oldest first: sequence number, index, answer.
-    pub answers: Vec<(u64, HistoryIndex, Applied)>,
-    /// The entry that used it last.
-    pub used: HistoryIndex,
 }
 
 /// A transaction without an outcome.
@@ -109,11 +104,11 @@ pub struct Open {
 const YIELDED_MAX: u64 = 65_536;
 /// How many departed members and views are remembered.
 const DEPARTED_MAX: usize = 64;
+/// How often T is doubled for a member at most: to the ceiling of widened time-outs.
+const DOUBLINGS_MAX: u8 = 2;
+/// After how many T a doubling is taken back.
+const DOUBLING_SILENCES: u64 = 60;
 const ANCESTRY_MAX: usize = 1_024;
-/// Sessions kept; beyond it the least recently used is closed.
-const SESSIONS_MAX: usize = 64 << 10;
-/// Answers kept per session.
-const ANSWERS_MAX: usize = 32;
 
 /// What applying one entry yields.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,12 +143,13 @@ impl State {
             key: Key::default(),
             history_hash: *blake3::hash(&genesis.id.to_le_bytes()).as_bytes(),
             last_confirmed: Epoch(1),
-            members: [(founder.id, MemberRecord { identity: founder, leaving: None })].into(),
+            members: [(founder.id, MemberRecord { identity: founder, leaving: None, mistaken: None })].into(),
             departed: Vec::new(),
             plugins: Table::default(),
             keys: Table::default(),
             sessions: Table::default(),
             sessions_by_use: Table::default(),
+            sessions_closed: HistoryIndex(0),
             open: BTreeMap::new(),
             fence: 0,
             ancestry: alloc::vec![(view.id, HistoryIndex(1))],
@@ -223,16 +219,21 @@ impl State {
     /// Applies the next entry of the history. `label` is that of the view it is delivered in.
     pub fn apply(&mut self, key: Key, label: Label, content: Content) -> Effect {
         let first = self.index.next();
-        let mut step = Step { first, kinds: Vec::new(), applied: Applied::Done, ended: None, time_ms: 0 };
+        let message = match &content {
+            Content::Change { origin, oseq, .. } => Some((*origin, *oseq)),
+            Content::View(_) => None,
+        };
+        let mut step =
+            Step { first, message, kinds: Vec::new(), applied: Applied::Done, ended: None, time_ms: 0 };
         match &content {
             Content::View(proposal) => {
                 step.time_ms = proposal.time_ms;
                 self.apply_view(proposal, &mut step);
             }
-            Content::Change { origin, body, .. } => match postcard::from_bytes::<Submission>(body) {
+            Content::Change { body, .. } => match postcard::from_bytes::<Submission>(body) {
                 Ok(submission) => {
                     step.time_ms = submission.time_ms;
-                    self.apply_submission(*origin, submission, &mut step);
+                    self.apply_submission(submission, &mut step);
                 }
                 Err(_) => step.applied = refused("invalid", "the body does not decode"),
             },
@@ -294,7 +295,12 @@ impl State {
         Event { index, entry, view, view_id, label, lineage, time_ms, kind }
     }
 
-    fn brief(&self, member: MemberId, rank: Rank) -> MemberBrief {
+    /// A member of the view, as events tell of it.
+    ///
+    /// # Panics
+    /// If it is none.
+    #[must_use]
+    pub fn brief(&self, member: MemberId, rank: Rank) -> MemberBrief {
         let identity = &self.members[&member].identity;
         MemberBrief {
             name: identity.name.clone(),
@@ -333,9 +339,9 @@ impl State {
                     }
                 };
                 failed_now.push((departure.member, rank));
-                let identity = self.members[&departure.member].identity.clone();
+                let MemberRecord { identity, mistaken, .. } = self.members[&departure.member].clone();
                 let (index, time_ms) = (step.first, step.time_ms);
-                self.departed.push(Departed { identity, cause, in_order, index, time_ms });
+                self.departed.push(Departed { identity, cause, in_order, index, time_ms, mistaken });
             }
         }
         let names: Vec<_> = failed_now.iter().map(|(member, _)| (*member, self.name_of(*member))).collect();
@@ -346,7 +352,9 @@ impl State {
             self.departed.drain(..self.departed.len() - DEPARTED_MAX);
         }
         for joiner in &proposal.joiners {
-            self.members.insert(joiner.id, MemberRecord { identity: joiner.clone(), leaving: None });
+            let mistaken = self.mistaken_about(joiner, step.time_ms);
+            self.members
+                .insert(joiner.id, MemberRecord { identity: joiner.clone(), leaving: None, mistaken });
             let rank = self.view.rank_of(joiner.id).expect("a joiner is in its view");
             let member = self.brief(joiner.id, rank);
             step.kinds.push(EventKind::MemberJoined { member });
@@ -361,61 +369,7 @@ impl State {
         self.apply_view_to_plugins(&names, proposal, step);
     }
 
-    fn apply_submission(&mut self, origin: MemberId, submission: Submission, step: &mut Step) {
-        let Some(stamp) = submission.stamp else {
-            self.apply_change(origin, submission.change, step);
-            return;
-        };
-        let known = self.sessions.get(&stamp.session).cloned();
-        let mut session = match known {
-            Some(session) => session,
-            // Only names that clients choose open a session by use; `#` begins those the DVM gave out.
-            None if stamp.seq == 1 && !stamp.session.starts_with('#') => {
-                Session { last: 0, answers: Vec::new(), used: step.first }
-            }
-            None => {
-                step.applied = refused("sequence", "the session is not known here; open a new one");
-                return;
-            }
-        };
-        if stamp.seq <= session.last {
-            let kept = session.answers.iter().find(|(seq, ..)| *seq == stamp.seq);
-            step.applied = match kept {
-                Some((_, index, first)) => {
-                    Applied::Repeated { index: *index, first: Box::new(first.clone()) }
-                }
-                None => refused("sequence", "the first answer is no longer kept"),
-            };
-            return;
-        }
-        if stamp.seq != session.last + 1 {
-            step.applied = refused("sequence", "an earlier request of the session has not arrived");
-            return;
-        }
-        self.apply_change(origin, submission.change, step);
-        session.last = stamp.seq;
-        session.answers.push((stamp.seq, step.first, step.applied.clone()));
-        if session.answers.len() > ANSWERS_MAX {
-            session.answers.remove(0);
-        }
-        self.keep_session(stamp.session, session, step.first);
-    }
-
-    fn keep_session(&mut self, name: String, mut session: Session, used: HistoryIndex) {
-        self.sessions_by_use.remove(&session.used);
-        session.used = used;
-        self.sessions_by_use.insert(used, name.clone());
-        self.sessions.insert(name, session);
-        if self.sessions.len() > SESSIONS_MAX {
-            let oldest = self.sessions_by_use.iter().next().map(|(used, name)| (*used, name.clone()));
-            if let Some((used, name)) = oldest {
-                self.sessions_by_use.remove(&used);
-                self.sessions.remove(&name);
-            }
-        }
-    }
-
-    fn apply_change(&mut self, origin: MemberId, change: Change, step: &mut Step) {
+    fn apply_change(&mut self, change: Change, step: &mut Step) {
         match change {
             Change::Noop => {}
             Change::Keys(transaction) => self.apply_keys(&transaction, step),
@@ -432,12 +386,7 @@ impl State {
                 step.kinds.push(EventKind::ConfigChanged { keys, member: None });
             }
             Change::Tags { member, tags } => self.apply_tags(member, tags, step),
-            Change::OpenSession => {
-                let name = alloc::format!("#{}.{}", self.view.id.epoch, step.first);
-                let session = Session { last: 0, answers: Vec::new(), used: step.first };
-                self.keep_session(name.clone(), session, step.first);
-                step.applied = Applied::Session(name);
-            }
+            Change::OpenSession => self.open_session(step),
             Change::Command { plugin, .. } => {
                 step.applied = if self.plugins.get(&plugin).is_some() {
                     Applied::Command
@@ -458,9 +407,9 @@ impl State {
                 }
                 step.kinds.push(EventKind::Halting { by });
             }
-            Change::Yield { to, rank0 } => match self.healing {
-                None if origin == self.view.members[0] => {
-                    self.healing = Some(Healing::Yielding { to, rank0 });
+            Change::Yield { to, rank0, fork } => match self.healing {
+                None if step.is_from(self.view.members[0]) => {
+                    self.healing = Some(Healing::Yielding { to, rank0, fork });
                 }
                 _ => step.applied = refused("busy", "this side is already being healed"),
             },
@@ -478,6 +427,24 @@ impl State {
         }
     }
 
+    /// What a joiner's past says about its silences: it is the process that was called silent a while ago.
+    fn mistaken_about(&self, joiner: &Identity, time_ms: u64) -> Option<Mistaken> {
+        let of_branch = |take: &Take| take.members.iter().any(|m| m.name == joiner.name);
+        if matches!(&self.healing, Some(Healing::Taking(take)) if of_branch(take)) {
+            // It was cut off and not slow.
+            return None;
+        }
+        let same = |d: &&Departed| {
+            let identity = &d.identity;
+            (&identity.name, &identity.host, identity.pid) == (&joiner.name, &joiner.host, joiner.pid)
+        };
+        let departed = self.departed.iter().rev().find(same)?;
+        let before = departed.mistaken.map_or(0, |m| m.doublings_left(time_ms, self.config.silence_ms));
+        let again = u8::from(departed.cause == FailureCause::Silent.word());
+        let doublings = (before + again).min(DOUBLINGS_MAX);
+        (doublings > 0).then_some(Mistaken { doublings, time_ms })
+    }
+
     fn apply_take(&mut self, take: Take, step: &mut Step) {
         if matches!(self.healing, Some(Healing::Yielding { .. })) {
             step.applied = refused("busy", "this side yields");
@@ -485,8 +452,10 @@ impl State {
         }
         self.fence = self.fence.max(take.fence) + 1;
         self.epoch_floor = self.epoch_floor.max(take.from.id.epoch);
+        self.adopt_sessions(&take.sessions, step);
         // The other branch may still deliver what was numbered before it yielded, and views.
-        self.index = HistoryIndex(self.index.0.max(take.from.index.0 + YIELDED_MAX));
+        let sessions = take.sessions.len() as u64;
+        self.index = HistoryIndex((self.index.0 + sessions).max(take.from.index.0 + YIELDED_MAX));
         self.healing = Some(Healing::Taking(Box::new(take)));
     }
 
@@ -536,14 +505,31 @@ impl State {
 /// One entry being applied.
 struct Step {
     first: HistoryIndex,
+    /// The message that the entry came as: its origin and number in its view.
+    message: Option<(MemberId, OriginSeq)>,
     kinds: Vec<EventKind>,
     applied: Applied,
     ended: Option<Ended>,
     time_ms: u64,
 }
 
+impl Step {
+    fn is_from(&self, member: MemberId) -> bool {
+        self.message.is_some_and(|(origin, _)| origin == member)
+    }
+}
+
 fn refused(code: &str, reason: &str) -> Applied {
     Applied::Refused { code: code.into(), reason: reason.into() }
+}
+
+impl Mistaken {
+    /// How often T is doubled still.
+    #[must_use]
+    pub fn doublings_left(self, wall_ms: u64, silence_ms: u64) -> u8 {
+        let over = wall_ms.saturating_sub(self.time_ms) / (DOUBLING_SILENCES * silence_ms);
+        self.doublings.saturating_sub(u8::try_from(over).unwrap_or(u8::MAX))
+    }
 }
 
 impl FailureCause {

@@ -54,6 +54,7 @@ impl World {
             Output::Deliver(_) => "deliver",
             Output::Execute(_) => "execute",
             Output::Standing(_) => "standing",
+            Output::Suspected { .. } => "suspected",
             Output::Orphans { .. } => "orphans",
             Output::Connect { .. } => "connect",
             Output::Know(_) | Output::Close { .. } | Output::Probe { .. } | Output::Restored { .. } => {
@@ -81,6 +82,7 @@ impl World {
             Control::JoinRedirect { .. } => "join-redirect",
             Control::TailRequest { .. } => "tail-request",
             Control::Tail { .. } => "tail",
+            Control::Lagging { .. } => "lagging",
             Control::Ready { .. } => "ready",
             Control::JoinerFetch { .. } => "joiner-fetch",
             Control::JoinerFill { .. } => "joiner-fill",

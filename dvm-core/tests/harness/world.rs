@@ -160,8 +160,7 @@ impl World {
             next_request: 1,
             wake_us: None,
         });
-        let wall_ms = EPOCH_MS + self.now_us / 1_000;
-        self.offer(self.kernels.len() - 1, None, Input::Clock { wall_ms });
+        self.offer(self.kernels.len() - 1, None, Input::Wake);
     }
 
     /// A new incarnation of a name; the first is told as `c`, the second as `c#2`.
@@ -281,7 +280,9 @@ impl World {
             kernel.inbox.push(input);
             return;
         }
-        let handled = kernel.member.handle(Time(self.now_us), input);
+        let (now, wall_ms) = (Time(self.now_us), EPOCH_MS + self.now_us / 1_000);
+        let _ = kernel.member.handle(now, Input::Clock { wall_ms });
+        let handled = kernel.member.handle(now, input);
         kernel.member.check_invariants();
         if let Err(reject) = handled {
             self.tell_reject(at, &reject);
@@ -315,7 +316,7 @@ impl World {
             }
         }
         match output {
-            Output::Know(_) | Output::Restored { .. } => {}
+            Output::Know(_) | Output::Restored { .. } | Output::Suspected { .. } => {}
             Output::Connect { to, view } => {
                 self.after(2 * HOP_US, Happening::Connect { at, of: me, to, view });
             }

@@ -99,6 +99,12 @@ pub(crate) fn note(state: &State, kind: &str, more: Value, time_ms: u64) -> Even
     }
 }
 
+/// Fields of `member-suspected`. Nothing but the accuser's name where the member is gone already.
+pub(crate) fn suspected(state: &State, member: MemberId, noticed_by: &str) -> Value {
+    let about = state.view.rank_of(member).map_or(json!({}), |rank| brief(&state.brief(member, rank)));
+    with(about, json!({"noticed_by": noticed_by}))
+}
+
 /// Fields of an event's kind.
 fn more(kind: &EventKind) -> Map<String, Value> {
     let value = match kind {

@@ -10,7 +10,7 @@ use dvm_core::state::{
     Applied, Change, Content, InstanceReport, State, Submission, Transaction, TransactionKind,
 };
 use dvm_core::{Answer, Delivery, Input, Refusal, Snapshot, Standing};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -64,6 +64,10 @@ impl Server {
             Told::Delivered(delivery) => self.on_delivered(delivery),
             Told::Restored(restored) => self.on_restored(*restored),
             Told::Standing(standing) => self.on_standing(standing),
+            Told::Suspected(member) => {
+                let by = self.identity.borrow().name.clone();
+                self.note("member-suspected", move |state| documents::suspected(state, member, &by));
+            }
             Told::Execute { transaction, limit_ms } => self.on_execute(transaction, limit_ms),
             Told::Snapshot { to, snapshot } => {
                 spawn_local(self.clone().send_snapshot(to, snapshot));
@@ -149,9 +153,9 @@ impl Server {
         match standing {
             // When the DVM ends, all leave, and the last ones are not told that the others are missing.
             Standing::Blocked if !self.halting.get() && !self.blocked.replace(true) => {
-                self.note("quorum-lost");
+                self.note("quorum-lost", |_| json!({}));
             }
-            Standing::Normal if self.blocked.replace(false) => self.note("quorum-regained"),
+            Standing::Normal if self.blocked.replace(false) => self.note("quorum-regained", |_| json!({})),
             Standing::Excluded { .. } => {
                 spawn_local(self.clone().fence());
             }
@@ -164,12 +168,12 @@ impl Server {
         }
     }
 
-    /// Tells subscribers something that a blocked or losing side cannot order.
-    fn note(self: &Rc<Self>, kind: &'static str) {
+    /// Tells subscribers something that has no place in the history.
+    fn note(self: &Rc<Self>, kind: &'static str, more: impl FnOnce(&State) -> Value + 'static) {
         let server = self.clone();
         spawn_local(async move {
             if let Some(state) = server.copy_state().await {
-                let note = documents::note(&state, kind, json!({}), wall_ms());
+                let note = documents::note(&state, kind, more(&state), wall_ms());
                 server.mirror.borrow_mut().note(note);
                 server.version.send_modify(|version| *version += 1);
             }

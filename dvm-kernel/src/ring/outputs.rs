@@ -124,6 +124,10 @@ impl Ring {
                 self.told.push(Told::Execute { transaction, limit_ms });
             }
             Output::Standing(standing) => self.standing(standing),
+            Output::Suspected { member } => {
+                tracing::info!(%member, "a member is suspected");
+                self.told.push(Told::Suspected(member));
+            }
             Output::Orphans { fork, entries, truncated } => {
                 self.told.push(Told::Orphans { fork, entries, truncated });
             }

@@ -67,6 +67,8 @@ impl World {
             Output::Answer { request, answer } => self.answer(pid, request, answer),
             Output::Execute(transaction) => self.execute(pid, transaction.id),
             Output::Standing(standing) => self.standing(pid, standing),
+            // Advice, which may be wrong.
+            Output::Suspected { .. } => {}
         }
     }
 
