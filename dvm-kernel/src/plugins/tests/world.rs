@@ -104,7 +104,7 @@ impl World {
             let identity = identity(number);
             state.view.members.push(identity.id);
             state.view.ring.push(Rank(number as u16));
-            state.members.insert(identity.id, MemberRecord { identity, leaving: None });
+            state.members.insert(identity.id, MemberRecord { identity, leaving: None, mistaken: None });
         }
         let neighbours = Neighbours { library: Arc::new(library), ..Neighbours::default() };
         let mut world = Self { state, managers: Vec::new(), neighbours, serial: 0, events: Vec::new() };
