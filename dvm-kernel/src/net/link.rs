@@ -4,12 +4,12 @@
 //! come, decrypts and decodes all of it, and lets the caller handle it; what the member then places is encoded behind
 //! one another and leaves in one write. Reading never waits for writing.
 
-use super::frame::{FrameError, RING_FRAME_MAX, Received, encode};
+use super::frame::{FrameError, RING_FRAME_MAX, Received, encode_ring};
 use dvm_core::ids::{LinkId, MemberId};
 use dvm_core::wire::Ring;
 use rustls::Connection;
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead, IoSlice, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -119,7 +119,7 @@ impl Link {
     /// Places a frame behind all placed before.
     pub(crate) fn place(&mut self, message: &Ring) {
         let before = self.queue.len();
-        encode(message, &mut self.queue);
+        encode_ring(message, &mut self.queue);
         let bytes = (self.queue.len() - before) as u64;
         let end = self.encrypted + (self.queue.len() - self.given) as u64;
         self.leaving.push_back((end, message.cost()));
@@ -170,12 +170,15 @@ impl Link {
                 self.tls.read_tls(&mut bytes)?;
             }
             let state = self.tls.process_new_packets()?;
-            let length = state.plaintext_bytes_to_read();
-            if length > 0 {
-                let tail = self.received.tail();
-                let start = tail.len();
-                tail.resize(start + length, 0);
-                self.tls.reader().read_exact(&mut tail[start..])?;
+            let mut left = state.plaintext_bytes_to_read();
+            self.received.tail().reserve(left);
+            while left > 0 {
+                let mut reader = self.tls.reader();
+                let part = reader.fill_buf()?;
+                self.received.tail().extend_from_slice(part);
+                let length = part.len();
+                left -= length;
+                reader.consume(length);
             }
             if bytes.is_empty() {
                 return if state.peer_has_closed() { Err(LinkError::Closed) } else { Ok(()) };
@@ -184,7 +187,7 @@ impl Link {
     }
 
     fn decode(&mut self, frames: &mut VecDeque<(LinkId, Ring)>) -> Result<(), LinkError> {
-        while let Some(message) = self.received.take()? {
+        while let Some(message) = self.received.take_ring()? {
             frames.push_back((self.id, message));
         }
         Ok(())
