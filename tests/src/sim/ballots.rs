@@ -1,6 +1,7 @@
 //! What view changes look like on the wire: one proposal a ballot, and no commit without all promises (I7, I10).
 
 use super::failure::{Verdict, Violation, ensure};
+use super::reports::Reports;
 use dvm_core::ids::{MemberId, ViewId};
 use dvm_core::state::Entry;
 use dvm_core::view::{Label, View};
@@ -18,6 +19,7 @@ pub(crate) struct Ballots {
     views: BTreeMap<ViewId, View>,
     /// Installed successors of each view.
     successors: BTreeMap<ViewId, Vec<ViewId>>,
+    reports: Reports,
     quorum: bool,
 }
 
@@ -85,14 +87,16 @@ impl Ballots {
                 self.attempts.entry((*view, *ballot)).or_default().accepted.insert(from);
             }
             Control::Commit { parent, id, .. } => self.check_commit(*parent, *id, from)?,
-            Control::Relay { from, message, .. } => {
+            Control::Relay { from: author, message, .. } => {
                 ensure(!matches!(**message, Control::Relay { .. }), "relay", || "a relay in a relay".into())?;
                 // The first to pass it on is its author; a later hand sees what was already noted.
-                self.sent(*from, message)?;
+                if *author == from {
+                    return self.sent(from, message);
+                }
             }
             _ => {}
         }
-        Ok(())
+        self.reports.said(from, message)
     }
 
     /// A member sends a ring frame on a link of `view`.
@@ -115,6 +119,9 @@ impl Ballots {
             text: format!("{:?} succeeds {:?}, which nobody installed", view.id, proposal.parent),
         })?;
         check_succession(parent, proposal, self.quorum)?;
+        if let Some(rank) = parent.rank_of(view.id.proposer) {
+            self.reports.installed(rank, proposal)?;
+        }
         self.check_commit(proposal.parent, view.id, by)?;
         let successors = self.successors.entry(proposal.parent).or_default();
         if !successors.contains(&view.id) {
@@ -261,9 +268,15 @@ mod tests {
             time_ms: 0,
         };
         let kind = BallotKind::Confirmed;
-        let responders = members.iter().map(|id| MemberId(*id)).collect();
+        let responders: Vec<_> = members.iter().map(|id| MemberId(*id)).collect();
+        let others = responders.clone().into_iter().skip(1);
         ballots
             .sent(MemberId(1), &Control::FlushRequest { view: parent.id, ballot: ROUND, kind, responders })?;
+        for member in others {
+            let (received, delivered, slots) = (vec![0; 3], HistoryIndex(1), Vec::new());
+            let ack = Control::FlushAck { view: parent.id, ballot: ROUND, received, delivered, slots };
+            ballots.sent(member, &ack)?;
+        }
         ballots.sent(
             MemberId(1),
             &Control::Propose { ballot: ROUND, kind, proposal: Box::new(proposal.clone()) },

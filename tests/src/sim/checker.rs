@@ -4,10 +4,11 @@
 
 use super::ballots::Ballots;
 use super::failure::{Verdict, Violation, ensure};
-use super::requests::Requests;
+use super::requests::{Healing, Requests};
 use super::tree::{NodeNo, Tree};
 use dvm_core::ids::{HistoryIndex, MemberId, RequestId, ViewId};
 use dvm_core::state::{Content, Entry, State};
+use dvm_core::wire::Data;
 use dvm_core::{Answer, Delivery, Member, Partition, Phase};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ pub(crate) enum Step {
     /// A copy of the state with this index and history hash goes to a joiner.
     Copied(HistoryIndex, [u8; 32]),
     Answer(RequestId, Answer),
+    /// A message of its own goes on the ring of this view.
+    Placed(ViewId, Data),
 }
 
 /// Hears everything, and objects.
@@ -50,6 +53,12 @@ struct Seat {
     oseqs: BTreeMap<MemberId, u64>,
     fence: u64,
     index: HistoryIndex,
+    /// Its branch gives way, as far as it has delivered.
+    yields: bool,
+    /// Fences of the branches taken in since the state was looked at.
+    taken: Vec<u64>,
+    /// The last message that it numbered.
+    numbered: (Option<ViewId>, u64),
 }
 
 /// A copy of the state, and who gave it.
@@ -113,11 +122,15 @@ impl Checker {
             matches!(step, Step::Deliver(delivery) if matches!(delivery.entry.content, Content::View(_)))
         });
         let (mut answers, mut orphans, mut whole) = (Vec::new(), None, flushed.is_some());
+        let yielded = self.seats[pid].yields;
         let mut previous = None;
         for (at, step) in steps.drain(..).enumerate() {
             match step {
                 Step::Deliver(delivery) => {
                     let in_flush = flushed.is_some_and(|end| at < end);
+                    if yielded && self.seats[pid].yields {
+                        self.check_yielding(id, &delivery.entry)?;
+                    }
                     self.deliver(pid, id, *delivery, in_flush)?;
                 }
                 Step::Restored(index) => {
@@ -128,6 +141,7 @@ impl Checker {
                 Step::Orphans { fork, entries, truncated } => orphans = Some((fork, entries, truncated)),
                 Step::Copied(index, hash) => self.copy(pid, index, hash)?,
                 Step::Answer(request, answer) => answers.push((request, answer)),
+                Step::Placed(view, data) => self.placed(pid, view, &data)?,
             }
         }
         if let (Some(previous), Some(_)) = (previous, member) {
@@ -172,9 +186,37 @@ impl Checker {
             }
         }
         if is_new {
-            self.requests.delivered(&self.tree, no)?;
+            self.requests.delivered(&self.tree, no, self.ballots.view(entry.view))?;
+        }
+        let seat = &mut self.seats[pid];
+        match self.requests.healing(no) {
+            Some(Healing::Yields) => seat.yields = true,
+            Some(Healing::Stays) => seat.yields = false,
+            Some(Healing::Takes { fence }) => seat.taken.push(fence),
+            None => {}
         }
         Ok(())
+    }
+
+    /// A member that is alone numbers and delivers in one step: it takes no writes once its branch yields.
+    fn check_yielding(&self, id: MemberId, entry: &Entry) -> Verdict {
+        let Content::Change { origin, body, .. } = &entry.content else { return Ok(()) };
+        let alone = *origin == id && self.ballots.view(entry.view).is_some_and(|view| view.size() == 1);
+        ensure(!alone || !self.requests.is_clients(body), "yield", || {
+            format!("{id:?} has yielded and orders {entry:?}")
+        })
+    }
+
+    /// What a member places on the ring of its own, and not again, has its number since now.
+    fn placed(&mut self, pid: usize, view: ViewId, data: &Data) -> Verdict {
+        let seat = &mut self.seats[pid];
+        if seat.numbered.0 == Some(view) && data.oseq <= seat.numbered.1 {
+            return Ok(());
+        }
+        seat.numbered = (Some(view), data.oseq);
+        ensure(!seat.yields || !self.requests.is_clients(&data.body), "yield", || {
+            format!("process {pid} has yielded and numbers {data:?} in {view:?}")
+        })
     }
 
     /// The place of a copy must be one that its sender passed.
@@ -207,7 +249,7 @@ impl Checker {
         }
         let seat = &mut self.seats[pid];
         seat.left.extend(seat.at);
-        (seat.at, seat.oseqs) = (Some(no), oseqs);
+        (seat.at, seat.oseqs, seat.yields) = (Some(no), oseqs, false);
         Ok(())
     }
 
@@ -277,6 +319,14 @@ impl Checker {
                 state.index, state.fence
             )
         })?;
+        // Each branch taken in lifts it, above both.
+        let lifted = seat.fence + seat.taken.len() as u64;
+        let above = state.fence >= lifted && seat.taken.iter().all(|fence| state.fence > *fence);
+        ensure(above, "I22", || {
+            let (fence, taken) = (seat.fence, &seat.taken);
+            format!("process {pid} took in {taken:?} at fence {fence} and is at {}", state.fence)
+        })?;
+        seat.taken.clear();
         (seat.fence, seat.index) = (state.fence, state.index);
         Ok(())
     }

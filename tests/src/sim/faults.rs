@@ -250,6 +250,8 @@ pub enum Strike {
     ResetLinks,
     /// Sender and receiver are cut from each other.
     CutPair,
+    /// The sender is cut from all others just before: it goes on with what nobody hears.
+    Isolate,
     /// The message is lost.
     Lose,
     /// The message comes two or three silence times late.
@@ -257,7 +259,7 @@ pub enum Strike {
 }
 
 impl Strike {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::CrashBefore,
         Self::CrashAfter,
         Self::CrashReceiver,
@@ -265,6 +267,7 @@ impl Strike {
         Self::PauseReceiver,
         Self::ResetLinks,
         Self::CutPair,
+        Self::Isolate,
         Self::Lose,
         Self::Late,
     ];
@@ -272,7 +275,9 @@ impl Strike {
     fn level(self) -> Level {
         match self {
             Self::CrashBefore | Self::CrashAfter | Self::CrashReceiver => Level::Crashes,
-            Self::PauseSender | Self::PauseReceiver | Self::ResetLinks | Self::CutPair => Level::Cuts,
+            Self::PauseSender | Self::PauseReceiver | Self::ResetLinks | Self::CutPair | Self::Isolate => {
+                Level::Cuts
+            }
             Self::Lose | Self::Late => Level::Everything,
         }
     }
@@ -288,19 +293,23 @@ impl Strike {
             Self::PauseReceiver => "aimed-pause-receiver",
             Self::ResetLinks => "aimed-reset-links",
             Self::CutPair => "aimed-cut-pair",
+            Self::Isolate => "aimed-isolate",
             Self::Lose => "aimed-lose",
             Self::Late => "aimed-late",
         }
     }
 }
 
-/// One fault at a point of the protocol: when an output of that kind is seen for the `nth` time in phase one.
+/// One fault at a point of the protocol: when an output of that kind is seen for the `nth` time in phase one, or since
+/// another one struck.
 #[derive(Clone, Debug)]
 pub struct Aim {
     /// Its number in the plan.
     pub number: usize,
     /// Where.
     pub point: Point,
+    /// The aimed fault that must have struck before, by its number; times are counted from there.
+    pub follows: Option<usize>,
     /// The how-manieth time, from 1.
     pub nth: u64,
     /// What.
@@ -343,9 +352,11 @@ impl Plan {
             let points: &[Point] = if prng.chance(1, 2) { &Point::FLUSH } else { &Point::ALL };
             let point = one_of(&mut prng, points);
             let nth = if prng.chance(1, 2) { between(&mut prng, 1, 4) } else { between(&mut prng, 1, 30) };
+            // Half follow another, so that one step of the protocol is lost after the other.
+            let follows = plan.aims.last().filter(|_| prng.chance(1, 2)).map(|aim: &Aim| aim.number);
             let for_us = lasting(&mut prng, silence_us);
             if let Some(strike) = pick(&mut prng, &strikes) {
-                plan.aims.push(Aim { number, point, nth, strike, for_us });
+                plan.aims.push(Aim { number, point, follows, nth, strike, for_us });
             }
         }
         if let Some(only) = only {
@@ -377,7 +388,9 @@ impl fmt::Display for Plan {
         }
         for aim in &self.aims {
             let (strike, point, nth) = (aim.strike.word(), aim.point, aim.nth);
-            writeln!(f, "  {:>3} {strike} at {point:?} {nth} (for {} ms)", aim.number, aim.for_us / 1_000)?;
+            let after = aim.follows.map_or(String::new(), |number| format!(" after {number}"));
+            let lasts = aim.for_us / 1_000;
+            writeln!(f, "  {:>3} {strike} at {point:?} {nth}{after} (for {lasts} ms)", aim.number)?;
         }
         Ok(())
     }

@@ -21,7 +21,7 @@
 //! | `net`, `link`, `wires` | reachability and delay; ring links |
 //! | `clients` | what is asked, and asked again |
 //! | `strikes` | how faults strike and end |
-//! | `tree`, `ballots`, `requests`, `checker` | the invariants, from the outside |
+//! | `tree`, `ballots`, `reports`, `requests`, `checker` | the invariants, from the outside |
 //! | `end` | stages of a run, and every legal end |
 //! | `run`, `shrink`, `figures`, `trace` | playing, making smaller, counting, telling |
 //! | `mutant` | deliberate mistakes that the checkers must find |
@@ -40,6 +40,7 @@ mod net;
 mod options;
 mod process;
 mod queue;
+mod reports;
 mod requests;
 mod run;
 mod shell;

@@ -3,9 +3,10 @@
 use super::failure::{Verdict, Violation, ensure};
 use super::tree::{NodeNo, Tree};
 use bytes::Bytes;
-use dvm_core::ids::{RequestId, TransactionId};
+use dvm_core::ids::{MemberId, RequestId, TransactionId};
 use dvm_core::state::{Applied, Change, Content, Ended, Stamp, Submission};
-use dvm_core::view::Label;
+use dvm_core::view::{Label, View};
+use dvm_core::wire::{self, ExecResult};
 use dvm_core::{Answer, Receipt};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -20,6 +21,10 @@ pub(crate) struct Requests {
     stamps: BTreeMap<(String, u64), Vec<NodeNo>>,
     /// Where each transaction ended, on whatever branch.
     ended: BTreeMap<TransactionId, Vec<NodeNo>>,
+    /// How each member's execution came out.
+    executed: BTreeMap<(MemberId, TransactionId), ExecResult>,
+    /// Entries by which a branch gives way or takes another in.
+    healing: BTreeMap<NodeNo, Healing>,
     /// Branches taken in.
     pub(crate) takes: u64,
     /// Nobody fails in this run.
@@ -43,6 +48,17 @@ enum End {
     Unknown,
 }
 
+/// What an entry means for the healing of a cut.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Healing {
+    /// The branch takes no writes from here on.
+    Yields,
+    /// It does again.
+    Stays,
+    /// The branch takes in another one with this fence.
+    Takes { fence: u64 },
+}
+
 /// What became of acknowledged entries.
 #[derive(Default)]
 pub(crate) struct Kept {
@@ -63,8 +79,13 @@ impl Requests {
         self.all.insert((pid, request), request_end);
     }
 
-    /// An entry was delivered for the first time, by anybody.
-    pub(crate) fn delivered(&mut self, tree: &Tree, no: NodeNo) -> Verdict {
+    /// A member's execution of a transaction comes out so.
+    pub(crate) fn executed(&mut self, member: MemberId, transaction: TransactionId, result: &ExecResult) {
+        self.executed.entry((member, transaction)).or_insert_with(|| result.clone());
+    }
+
+    /// An entry was delivered for the first time, by anybody, in `view`.
+    pub(crate) fn delivered(&mut self, tree: &Tree, no: NodeNo, view: Option<&View>) -> Verdict {
         let node = tree.node(no);
         let Some(Content::Change { body, .. }) = node.entry.as_deref().map(|entry| &entry.content) else {
             return Ok(());
@@ -72,6 +93,9 @@ impl Requests {
         let submission = postcard::from_bytes::<Submission>(body)
             .map_err(|error| Violation { rule: "I1", text: format!("a body does not decode: {error}") })?;
         self.takes += u64::from(matches!(submission.change, Change::Take(_)));
+        if let Some(step) = Healing::of(&submission.change, &node.applied) {
+            self.healing.insert(no, step);
+        }
         match self.bodies.get(body) {
             Some(key) => {
                 let request = self.all.get_mut(key).expect("bodies belong to requests");
@@ -92,11 +116,37 @@ impl Requests {
             let twice = before.iter().any(|at| tree.is_ancestor(*at, no));
             before.push(no);
             ensure(!twice, "I13", || format!("{} ended twice on one branch", ended.transaction.id))?;
-            if self.is_calm {
-                check_calm_end(ended)?;
-            }
+            self.check_end(ended, view)?;
         }
         Ok(())
+    }
+
+    /// The verdict follows from the results by the transaction's own rule, among the electorate's members that are in
+    /// the view still, and each result is what its member came to. When nobody failed, everybody contributed.
+    fn check_end(&self, ended: &Ended, view: Option<&View>) -> Verdict {
+        let told = |(m, result): (&MemberId, &ExecResult)| {
+            self.executed.get(&(*m, ended.transaction.id)) == Some(result)
+        };
+        ensure(ended.results.iter().all(told), "I13", || format!("results that nobody came to: {ended:?}"))?;
+        let electorate: BTreeSet<_> = ended.electorate.iter().collect();
+        let all = electorate.into_iter().eq(ended.results.keys());
+        ensure(all || !self.is_calm, "I13", || format!("not all contributed: {ended:?}"))?;
+        let stays = |m: &&MemberId| view.is_none_or(|view| view.has(**m));
+        let is_ok = |m: &&MemberId| ended.results.get(m).is_some_and(|r| r.verdict == wire::Verdict::Ok);
+        let count = ended.electorate.iter().filter(stays).count();
+        let ok = ended.electorate.iter().filter(stays).filter(is_ok).count();
+        let met = ended.transaction.require.is_met(ok, count);
+        ensure(met == ended.committed, "I13", || format!("{ok} of {count} were ok: {ended:?}"))
+    }
+
+    /// What the entry at `no` means for the healing of a cut, if anything.
+    pub(crate) fn healing(&self, no: NodeNo) -> Option<Healing> {
+        self.healing.get(&no).copied()
+    }
+
+    /// Whether a client made this body.
+    pub(crate) fn is_clients(&self, body: &Bytes) -> bool {
+        self.bodies.contains_key(body)
     }
 
     fn stamped(&mut self, tree: &Tree, no: NodeNo, stamp: Stamp) -> Verdict {
@@ -213,15 +263,16 @@ impl Request {
     }
 }
 
-/// When nobody failed, everybody contributed, and the rule decided.
-fn check_calm_end(ended: &Ended) -> Verdict {
-    let electorate: BTreeSet<_> = ended.electorate.iter().collect();
-    ensure(electorate.into_iter().eq(ended.results.keys()), "I13", || {
-        format!("not all contributed: {ended:?}")
-    })?;
-    let ok = ended.results.values().filter(|result| result.verdict == dvm_core::wire::Verdict::Ok).count();
-    let met = ended.transaction.require.is_met(ok, ended.electorate.len());
-    ensure(met == ended.committed, "I13", || format!("{ok} were ok: {ended:?}"))
+impl Healing {
+    fn of(change: &Change, applied: &Applied) -> Option<Self> {
+        match (change, applied) {
+            (_, Applied::Refused { .. }) => None,
+            (Change::Yield { .. }, _) => Some(Self::Yields),
+            (Change::YieldCancel, _) => Some(Self::Stays),
+            (Change::Take(take), _) => Some(Self::Takes { fence: take.fence }),
+            _ => None,
+        }
+    }
 }
 
 /// Whether the state remembers the stamp: everything but what the session itself turned away.

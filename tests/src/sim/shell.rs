@@ -3,7 +3,7 @@
 use super::checker::Step;
 use super::dice::{between, permille};
 use super::failure::{Class, Violation};
-use super::faults::{Point, Strike};
+use super::faults::{Aim, Point, Strike};
 use super::mutant::Mutant;
 use super::process::Run;
 use super::trace;
@@ -216,7 +216,9 @@ impl World {
                 reason: "on purpose".into(),
             };
         }
-        let of = Some(self.processes[pid].id());
+        let id = self.processes[pid].id();
+        self.checker.requests.executed(id, transaction, &result);
+        let of = Some(id);
         self.after(
             us.min(limit_us),
             Event::Input { pid, of, input: Input::Executed { transaction, result } },
@@ -329,8 +331,16 @@ impl World {
         let point = Point::of(output)?;
         let passed = self.passed.entry(point).or_default();
         *passed += 1;
-        let aim = self.plan.aims.iter().find(|aim| aim.point == point && aim.nth == *passed)?;
-        let (strike, for_us) = (aim.strike, aim.for_us);
+        let (passed, struck) = (*passed, &self.struck);
+        let is_due = |aim: &&Aim| {
+            let since = match aim.follows {
+                Some(number) => struck.get(&number).map(|then| then.get(&point).copied().unwrap_or(0)),
+                None => Some(0),
+            };
+            aim.point == point && since.is_some_and(|since| passed == since + aim.nth)
+        };
+        let aim = self.plan.aims.iter().find(is_due)?;
+        let (number, strike, for_us) = (aim.number, aim.strike, aim.for_us);
         let victim = match strike {
             Strike::CrashBefore | Strike::CrashAfter => Some(pid),
             Strike::CrashReceiver => Some(self.receiver(pid, output)?),
@@ -339,6 +349,7 @@ impl World {
         if victim.is_some_and(|victim| !self.may_kill(victim)) {
             return None;
         }
+        self.struck.insert(number, self.passed.clone());
         self.figures.fault(strike.word());
         self.trace(|world| format!("! {} on {} at {point:?}", strike.word(), world.processes[pid].title()));
         Some((strike, for_us))

@@ -60,6 +60,9 @@ impl World {
     /// An output that a fault is aimed at.
     pub(crate) fn carry_out_struck(&mut self, pid: usize, output: Output, strike: Strike, for_us: u64) {
         let receiver = self.receiver(pid, &output);
+        if strike == Strike::Isolate {
+            self.isolate(pid, for_us);
+        }
         match (strike, output) {
             (Strike::Lose, Output::Control { .. } | Output::Snapshot { .. }) => {}
             (Strike::Late, Output::Control { to, message }) => {
@@ -90,8 +93,15 @@ impl World {
                 let id = self.net.cut(vec![(a, b), (b, a)]);
                 self.after(for_us, Event::Undo(Undo::Cut { id }));
             }
-            Strike::CrashBefore | Strike::Lose | Strike::Late => {}
+            Strike::CrashBefore | Strike::Isolate | Strike::Lose | Strike::Late => {}
         }
+    }
+
+    fn isolate(&mut self, pid: usize, for_us: u64) {
+        let here = self.processes[pid].host;
+        let others = (0..super::net::HOSTS).filter(|host| *host != here);
+        let id = self.net.cut(others.flat_map(|host| [(here, host), (host, here)]).collect());
+        self.after(for_us, Event::Undo(Undo::Cut { id }));
     }
 
     /// The process at the far end of an output.

@@ -1,5 +1,6 @@
 //! Ring links as TCP makes them: they come about or not, carry frames in order, get stuck, break.
 
+use super::checker::Step;
 use super::link::{End, Link, LinkNo};
 use super::mutant::Mutant;
 use super::process::Run;
@@ -62,6 +63,11 @@ impl World {
         let Some(&(no, end)) = self.processes[pid].links.get(&id) else { return };
         let verdict = self.checker.ballots.ring_sent(self.links[no].ends[end].member, self.links[no].view);
         self.judge_safety(verdict);
+        if let Ring::Data(data) = &message
+            && data.hops == 1
+        {
+            self.steps.push(Step::Placed(self.links[no].view, data.clone()));
+        }
         if self.options.mutant == Some(Mutant::CorruptBody)
             && self.prng.chance(1, 40)
             && let Ring::Data(data) = &mut message

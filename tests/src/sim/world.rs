@@ -91,6 +91,8 @@ pub(crate) struct World {
     pub(crate) prng: Prng,
     /// How often each point of the protocol was passed in phase one.
     pub(crate) passed: BTreeMap<Point, u64>,
+    /// The same at the moment at which each aimed fault struck.
+    pub(crate) struck: BTreeMap<usize, BTreeMap<Point, u64>>,
     pub(crate) deaths: usize,
     pub(crate) next_host: Host,
     pub(crate) canaries: Vec<(usize, RequestId)>,
@@ -127,6 +129,7 @@ impl World {
             figures: Figures::default(),
             prng,
             passed: BTreeMap::new(),
+            struck: BTreeMap::new(),
             deaths: 0,
             next_host: options.members,
             canaries: Vec::new(),
