@@ -18,11 +18,21 @@ pub(crate) fn signal(pid: u32, signal: Signal) -> std::io::Result<()> {
     }
 }
 
-/// Whether a process runs; one that ended and was not waited for does not.
+/// Whether a process runs or is stopped; one that ended and was not waited for does not.
 pub(crate) fn lives(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The state follows the name, which may hold anything, in parentheses.
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    !matches!(state(pid), None | Some('Z' | 'X'))
+}
+
+/// Whether a process is stopped: it does nothing until somebody lets it go on.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    matches!(state(pid), Some('T' | 't'))
+}
+
+/// The letter that the system has for a process's state.
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // It follows the name, which may hold anything, in parentheses.
+    stat.rsplit_once(") ")?.1.chars().next()
 }
 
 /// Whether a process is a kernel: a number in a file may have been given to another process since.
@@ -55,13 +65,16 @@ pub(crate) fn kernels(place: &DvmPlace) -> Vec<(String, u32)> {
     members.into_iter().filter_map(|member| kernel_of(place, &member).map(|pid| (member, pid))).collect()
 }
 
-/// Waits until no socket of a DVM accepts and none of the processes runs; whether that came to be in time.
+/// Waits until no socket of a DVM accepts and none of the processes runs; whether that came to be in time. Where all
+/// that are left are stopped there is nothing to wait for.
 pub(crate) fn wait_gone(place: &DvmPlace, pids: &[u32], deadline: Instant) -> bool {
     loop {
-        if !place.is_live() && !pids.iter().any(|pid| lives(*pid)) {
+        let left: Vec<_> = pids.iter().filter(|pid| lives(**pid)).collect();
+        if left.is_empty() && !place.is_live() {
             return true;
         }
-        if Instant::now() >= deadline {
+        let stopped = !left.is_empty() && left.iter().all(|pid| is_stopped(**pid));
+        if stopped || Instant::now() >= deadline {
             return false;
         }
         sleep(LOOK);
