@@ -358,3 +358,37 @@ fn a_configuration_that_makes_no_sense_is_refused_by_all() {
     assert_eq!(cluster.ok(&["plugins"])["plugins"], json!([]));
     cluster.verify();
 }
+
+/// What cannot happen leaves nothing but an empty entry, and a repeat of what did happen is still answered.
+#[test]
+fn what_is_about_no_plugin_is_refused_before_it_is_ordered() {
+    let cluster = Cluster::up(2, &[]);
+    for command in [&["unload", "nobody"][..], &["configure", "nobody", "-c", "step=1"]] {
+        let text = cluster.json(&[&["plugin"], command].concat()).error("not-found", 6);
+        assert!(text.contains("`nobody`") && text.contains("dvm plugins"), "{text}");
+    }
+    let kinds = cluster.ok(&["history", "--from", "1"])["entries"].clone();
+    let kinds: Vec<_> = kinds.as_array().expect("entries").iter().map(|e| e["kind"].clone()).collect();
+    assert!(!kinds.contains(&json!("transaction")), "{kinds:?}");
+    let _ = cluster.ok(&["plugin", "load", "counter"]);
+    let unload =
+        |member: &str| cluster.ok(&["--id", "once", "--member", member, "plugin", "unload", "counter"]);
+    let first = unload("k0");
+    let again = unload("k1");
+    assert_eq!((&first["transaction"], &again["outcome"]), (&again["transaction"], &json!("committed")));
+}
+
+#[test]
+fn what_is_not_built_says_what_works() {
+    let cluster = Cluster::up(1, &[]);
+    for (option, value, works) in [
+        ("--mode", "hot", "--mode parallel"),
+        ("--mode", "warm", "--mode parallel"),
+        ("--mode", "single", "--mode parallel"),
+        ("--placement", "kernel", "--placement process"),
+    ] {
+        let text = cluster.json(&["plugin", "load", "counter", option, value]).error("failure", 1);
+        assert!(text.contains(value) && text.contains(works), "{text}");
+    }
+    assert_eq!(cluster.ok(&["plugins"])["plugins"], json!([]));
+}
