@@ -45,7 +45,7 @@ fn a_request_with_a_stamp_takes_effect_once() {
         || client.request(request.clone(), Some(stamp.clone()), Some(PATIENCE)).expect("it is done");
     let (first, second) = (twice(), twice());
     let index = |answer| match answer {
-        Answer::Done { receipt: Some(receipt), held: Some(true) } => receipt.index,
+        Answer::Done { receipt: Some(receipt), held: Some(true), .. } => receipt.index,
         other => panic!("{other:?}"),
     };
     assert_eq!(index(first), index(second));

@@ -1,7 +1,7 @@
 //! Requests about plug-ins: libraries, agreed changes, commands and queries.
 
 use super::Server;
-use super::changes::strange;
+use super::changes::{accepted, strange};
 use super::documents;
 use super::requests::Ask;
 use crate::peer::BlobError;
@@ -46,7 +46,7 @@ impl Server {
             };
             Failure::new(code, error.to_string())
         })?;
-        Ok(Answer::Done { receipt: None, held: None })
+        Ok(accepted(None))
     }
 
     pub(super) async fn transact(

@@ -1,6 +1,7 @@
 //! Each request and its answer; reads are answered here, the rest by the siblings of this module.
 
 use super::Server;
+use super::changes::accepted;
 use super::connections::Outgoing;
 use super::documents::{self, Beside, Seen};
 use crate::plugins::ToPlugins;
@@ -273,7 +274,7 @@ impl Server {
                 }
             }
         }
-        Ok(Answer::Done { receipt: None, held: None })
+        Ok(accepted(None))
     }
 
     async fn bench(

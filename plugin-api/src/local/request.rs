@@ -306,6 +306,9 @@ pub enum Answer {
         receipt: Option<Receipt>,
         /// For [`Request::StateTransaction`]: whether the conditions held.
         held: Option<bool>,
+        /// For [`Request::StateTransaction`]: the version that the keys it put have now. It is the first index of the
+        /// entry, which of several keys is not the one that the receipt names.
+        version: Option<u64>,
     },
     /// To [`Request::Subscribe`].
     Event(Box<EventDoc>),

@@ -107,8 +107,7 @@ fn still_there(place: &DvmPlace) -> Failure {
     let left = kernels(place);
     let dvm = place.name();
     let failure = if !left.is_empty() && left.iter().all(|(_, pid)| is_stopped(*pid)) {
-        failed(format!("DVM `{dvm}` is halted, but for kernels that do not answer"))
-            .cause(named(&left))
+        failed(format!("DVM `{dvm}` is halted, but for kernels that do not answer")).cause(named(&left))
     } else {
         let failure = Failure::new(FailureCode::Unknown, format!("DVM `{dvm}` has not ended in time"));
         failure.cause(if left.is_empty() {
