@@ -211,6 +211,13 @@ fn settings_are_agreed() {
     assert_eq!(silence(), 700);
     let told = cluster.run(&["--json-lines", "events", "--kind", "config-changed"]).exits(0).lines();
     assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0]["keys"], &told[0]["member"]), (&json!(["silence_ms", "require"]), &json!("k0")));
+    // The member is the one through which it was asked.
+    let k1 = format!("{}/k1.sock", cluster.place().uri());
+    let _ = cluster.ok(&["--dvm", &k1, "config", "set", "window=64"]);
+    let told =
+        cluster.run(&["--json-lines", "--member", "k1", "events", "--kind", "config-changed"]).exits(0);
+    assert_eq!(told.lines().last().expect("an event")["member"], "k1");
     cluster.verify();
 }
 

@@ -212,6 +212,7 @@ impl World {
                 stage: "start".into(),
                 code: "abi".into(),
                 reason: "on purpose".into(),
+                pid: 0,
             };
         }
         let of = Some(self.processes[pid].id());

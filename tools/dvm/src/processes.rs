@@ -30,17 +30,38 @@ pub(crate) fn is_stopped(pid: u32) -> bool {
 
 /// The letter that the system has for a process's state.
 fn state(pid: u32) -> Option<char> {
+    stat(pid)?.chars().next()
+}
+
+/// What the system tells of a process: the letter of its state, the number of its parent, and more.
+fn stat(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // It follows the name, which may hold anything, in parentheses.
-    stat.rsplit_once(") ")?.1.chars().next()
+    // Before it is the name, which may hold anything, in parentheses.
+    stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned())
+}
+
+/// The processes that hold a kernel's plug-ins: its children of that kind.
+pub(crate) fn plugin_hosts(kernel: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let parent = stat(*pid).and_then(|stat| stat.split(' ').nth(1)?.parse::<u32>().ok());
+        parent == Some(kernel) && arguments(*pid).iter().any(|word| word == b"plugin-host")
+    })
+    .collect()
+}
+
+/// The command line of a process, in words.
+fn arguments(pid: u32) -> Vec<Vec<u8>> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
 /// Whether a process is a kernel: a number in a file may have been given to another process since.
 pub(crate) fn is_kernel(pid: u32) -> bool {
-    let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-    let mut words = line.split(|byte| *byte == 0);
-    let program = words.next().unwrap_or_default();
-    program.ends_with(b"dvm-kernel") || words.any(|word| word == b"--bootstrap" || word == b"--join")
+    let words = arguments(pid);
+    let Some((program, rest)) = words.split_first() else { return false };
+    program.ends_with(b"dvm-kernel") || rest.iter().any(|word| word == b"--bootstrap" || word == b"--join")
 }
 
 /// The kernel behind a member's socket or process file.
