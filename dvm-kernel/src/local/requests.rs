@@ -129,6 +129,11 @@ impl Server {
             Request::Bench { what, size, duration_ms, in_flight } => {
                 self.bench(&what, size, duration_ms, in_flight).await
             }
+            Request::Watch { times } => {
+                self.ring.watch(times).await?;
+                Ok(accepted(None))
+            }
+            Request::Watched => Ok(self.ring.watched().await?),
         }
     }
 
