@@ -138,13 +138,22 @@ pub struct ExecResult {
     pub code: String,
     /// The reason, for people.
     pub reason: String,
+    /// Of a load that is ok: the process of the instance, so that all know it once the load takes effect; else 0.
+    pub pid: u32,
 }
 
 impl ExecResult {
     /// The member did it.
     #[must_use]
     pub fn ok() -> Self {
-        Self { verdict: Verdict::Ok, stage: String::new(), code: String::new(), reason: String::new() }
+        let (stage, code, reason) = Default::default();
+        Self { verdict: Verdict::Ok, stage, code, reason, pid: 0 }
+    }
+
+    /// The member did it, and this process holds its instance.
+    #[must_use]
+    pub fn loaded(pid: u32) -> Self {
+        Self { pid, ..Self::ok() }
     }
 }
 

@@ -27,6 +27,11 @@ impl Clock {
     pub(crate) fn now(self) -> Time {
         Time(boot_us() - self.start_us)
     }
+
+    /// A time of this clock on the one that all processes of a host share, microseconds since it started.
+    pub(crate) fn boot_us(self, time: Time) -> u64 {
+        self.start_us + time.0
+    }
 }
 
 /// Milliseconds since 1970.

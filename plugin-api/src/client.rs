@@ -357,7 +357,7 @@ fn kind(request: &Request) -> Kind {
         | Request::Remove { .. }
         | Request::Halt
         | Request::Promote => Kind::Change,
-        Request::Chaos(_) | Request::Bench { .. } => Kind::Local,
+        Request::Chaos(_) | Request::Bench { .. } | Request::Watch { .. } | Request::Watched => Kind::Local,
     }
 }
 

@@ -83,11 +83,20 @@ fn a_transaction_of_keys_takes_effect_whole() {
     let version = first.json()["version"].clone();
     let held = json!({"if": [{"key": "x", "version": version}], "then": [{"delete": "y"}],
         "else": [{"put": "x", "value": 0}]});
+    for key in ["x", "y"] {
+        assert_eq!(cluster.ok(&["state", "get", key, "--fresh"])["version"], version, "{key}");
+    }
+    // Two keys are two events, and a receipt names the last one's index.
+    let told = cluster.run(&["--json-lines", "events", "--kind", "key-changed", "--since", "all"]).exits(0);
+    assert_eq!(told.lines().last().expect("an event")["index"], first.json()["index"]);
+    assert_eq!(first.json()["index"].as_u64(), version.as_u64().map(|version| version + 1));
     assert_eq!(txn(held.clone()).exits(0).json()["held"], true);
     let _ = cluster.json(&["state", "get", "y", "--fresh"]).error("not-found", 6);
     let _ = cluster.ok(&["state", "put", "x", "5"]);
-    assert_eq!(txn(held).exits(0).json()["held"], false);
-    assert_eq!(cluster.ok(&["state", "get", "x", "--fresh"])["value"], 0);
+    let other = txn(held).exits(0).json();
+    assert_eq!(other["held"], false);
+    let x = cluster.ok(&["state", "get", "x", "--fresh"]);
+    assert_eq!((&x["value"], &x["version"]), (&json!(0), &other["version"]));
     let _ = txn(json!({"if": [{"key": "x", "version": 1}], "then": [{"put": "x", "value": 9}]})).exits(4);
     for wrong in [json!([]), json!({"then": [{"put": 1}]}), json!({"when": []})] {
         let refused = txn(wrong);
@@ -103,7 +112,12 @@ fn a_repeat_with_the_same_id_takes_effect_once() {
     let first = cluster.ok(&["--id", "mine", "state", "put", "a", "1"]);
     let _ = cluster.ok(&["state", "put", "a", "2"]);
     let again = cluster.ok(&["--id", "mine", "--member", "k2", "state", "put", "a", "1"]);
-    assert_eq!(first["index"], again["index"]);
+    assert_eq!((&first["index"], &first["version"]), (&again["index"], &again["version"]));
+    let two = cluster.home().join("two.json");
+    std::fs::write(&two, r#"{"then":[{"put":"b","value":1},{"put":"c","value":1}]}"#).expect("written");
+    let txn = || cluster.ok(&["--id", "two", "state", "txn", two.to_str().expect("text")]);
+    let (first, again) = (txn(), txn());
+    assert_eq!((&first["index"], &first["version"]), (&again["index"], &again["version"]));
     assert_eq!(cluster.ok(&["state", "get", "a", "--fresh"])["value"], 2);
     let _ = cluster.ok(&["plugin", "load", "counter"]);
     let once = cluster.ok(&["--id", "count", "call", "counter", "{\"add\":5}"]);
@@ -197,6 +211,13 @@ fn settings_are_agreed() {
     assert_eq!(silence(), 700);
     let told = cluster.run(&["--json-lines", "events", "--kind", "config-changed"]).exits(0).lines();
     assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0]["keys"], &told[0]["member"]), (&json!(["silence_ms", "require"]), &json!("k0")));
+    // The member is the one through which it was asked.
+    let k1 = format!("{}/k1.sock", cluster.place().uri());
+    let _ = cluster.ok(&["--dvm", &k1, "config", "set", "window=64"]);
+    let told =
+        cluster.run(&["--json-lines", "--member", "k1", "events", "--kind", "config-changed"]).exits(0);
+    assert_eq!(told.lines().last().expect("an event")["member"], "k1");
     cluster.verify();
 }
 

@@ -204,6 +204,28 @@ fn a_dvm_whose_kernels_are_all_stopped_is_not_waited_for_for_ever() {
     cluster.verify();
 }
 
+/// All that answer end. The one that does not is named at once and not waited for.
+#[test]
+fn halt_names_a_stopped_kernel_and_ends_the_others() {
+    let cluster = Cluster::up(3, &[]);
+    let stopped = cluster.pid("k1");
+    signal(stopped, Signal::STOP);
+    let begin = Instant::now();
+    let halt = cluster.json(&["halt"]);
+    let text = halt.error("failure", 1);
+    assert!(text.contains(&format!("k1 (process {stopped}, stopped)")), "{text}");
+    assert!(text.contains("dvm halt --force") && !text.contains("k0"), "{text}");
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    let kernels = cluster.processes().into_iter().filter(|process| !process.is_plugin_host());
+    assert_eq!(kernels.map(|process| process.pid).collect::<Vec<_>>(), [stopped]);
+    let begin = Instant::now();
+    let text = cluster.json(&["halt"]).error("no-dvm", 3);
+    assert!(text.contains("stopped") && text.contains("dvm halt --force"), "{text}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let _ = cluster.ok(&["halt", "--force"]);
+    cluster.assert_empty();
+}
+
 /// Whoever types Ctrl-C while a DVM comes up has none afterwards, or all of it.
 #[test]
 fn up_is_interrupted() {

@@ -358,3 +358,72 @@ fn a_configuration_that_makes_no_sense_is_refused_by_all() {
     assert_eq!(cluster.ok(&["plugins"])["plugins"], json!([]));
     cluster.verify();
 }
+
+/// What cannot happen leaves nothing but an empty entry, and a repeat of what did happen is still answered.
+#[test]
+fn what_is_about_no_plugin_is_refused_before_it_is_ordered() {
+    let cluster = Cluster::up(2, &[]);
+    for command in [&["unload", "nobody"][..], &["configure", "nobody", "-c", "step=1"]] {
+        let text = cluster.json(&[&["plugin"], command].concat()).error("not-found", 6);
+        assert!(text.contains("`nobody`") && text.contains("dvm plugins"), "{text}");
+    }
+    let kinds = cluster.ok(&["history", "--from", "1"])["entries"].clone();
+    let kinds: Vec<_> = kinds.as_array().expect("entries").iter().map(|e| e["kind"].clone()).collect();
+    assert!(!kinds.contains(&json!("transaction")), "{kinds:?}");
+    let _ = cluster.ok(&["plugin", "load", "counter"]);
+    let unload =
+        |member: &str| cluster.ok(&["--id", "once", "--member", member, "plugin", "unload", "counter"]);
+    let first = unload("k0");
+    let again = unload("k1");
+    assert_eq!((&first["transaction"], &again["outcome"]), (&again["transaction"], &json!("committed")));
+}
+
+#[test]
+fn what_is_not_built_says_what_works() {
+    let cluster = Cluster::up(1, &[]);
+    for (option, value, works) in [
+        ("--mode", "hot", "--mode parallel"),
+        ("--mode", "warm", "--mode parallel"),
+        ("--mode", "single", "--mode parallel"),
+        ("--placement", "kernel", "--placement process"),
+    ] {
+        let text = cluster.json(&["plugin", "load", "counter", option, value]).error("failure", 1);
+        assert!(text.contains(value) && text.contains(works), "{text}");
+    }
+    assert_eq!(cluster.ok(&["plugins"])["plugins"], json!([]));
+}
+
+/// The process of each instance, by member, as one member tells them.
+fn instance_pids(cluster: &Cluster, through: &str) -> Vec<u32> {
+    let plugin = cluster.ok(&["--member", through, "plugin", "show", "counter"]);
+    let instances = plugin["instances"].as_array().expect("instances").iter();
+    instances
+        .map(|instance| instance["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("a pid"))
+        .collect()
+}
+
+#[test]
+fn every_member_knows_the_processes_of_all_instances() {
+    let cluster = Cluster::up(3, &["--set", "chaos=true", "--set", "silence_ms=60000"]);
+    let load = cluster.ok(&["plugin", "load", "counter"]);
+    for through in ["k0", "k1", "k2"] {
+        let _ = cluster.ok(&["--member", through, "wait", &format!("index={}", load["index"])]);
+        let mut told = instance_pids(&cluster, through);
+        told.sort_unstable();
+        let mut hosts = plugin_hosts(&cluster);
+        hosts.sort_unstable();
+        assert_eq!(told, hosts, "through {through}");
+    }
+    let instance = instance_pids(&cluster, "k0")[2];
+    let stopped = || {
+        let stat = std::fs::read_to_string(format!("/proc/{instance}/stat")).expect("it runs");
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    let paused = cluster.ok(&["chaos", "pause", "k2", "--with-plugins"]);
+    assert_eq!(paused["paused"].as_array().map(Vec::len), Some(2), "{paused}");
+    wait_for("the instance is stopped", || stopped().then_some(()));
+    let resumed = cluster.ok(&["chaos", "resume", "k[1-2]", "--with-plugins"]);
+    assert_eq!(resumed["resumed"].as_array().map(Vec::len), Some(4), "{resumed}");
+    wait_for("the instance goes on", || (!stopped()).then_some(()));
+    cluster.settle(&["k0", "k1", "k2"]);
+}

@@ -66,7 +66,8 @@ impl State {
                         (false, false) => InstanceState::Starting,
                     };
                     let reason = result.map(|r| r.reason.clone()).unwrap_or_default();
-                    (*member, Instance { rank: Rank(rank as u16), state, pid: 0, reason })
+                    let pid = result.map_or(0, |r| r.pid);
+                    (*member, Instance { rank: Rank(rank as u16), state, pid, reason })
                 });
                 let instances: BTreeMap<_, _> = instances.collect();
                 let mut plugin = Plugin {

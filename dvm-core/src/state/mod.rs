@@ -383,7 +383,8 @@ impl State {
                 }
                 self.config = config;
                 let keys = list.into_iter().map(|(key, _)| key).collect();
-                step.kinds.push(EventKind::ConfigChanged { keys, member: None });
+                let member = step.message.map(|(origin, _)| self.name_of(origin));
+                step.kinds.push(EventKind::ConfigChanged { keys, member });
             }
             Change::Tags { member, tags } => self.apply_tags(member, tags, step),
             Change::OpenSession => self.open_session(step),

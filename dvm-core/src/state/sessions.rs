@@ -69,7 +69,9 @@ impl State {
         }
         self.apply_change(submission.change, step);
         session.last = stamp.seq;
-        session.answers.push((stamp.seq, step.first, step.applied.clone()));
+        // As `apply` numbers it: one index per event, and receipts name the last.
+        let index = HistoryIndex(self.index.0 + (step.kinds.len() as u64).max(1));
+        session.answers.push((stamp.seq, index, step.applied.clone()));
         if session.answers.len() > ANSWERS_MAX {
             session.answers.remove(0);
         }

@@ -478,6 +478,7 @@ fn result(verdict: Verdict) -> ExecResult {
             stage: "validate".into(),
             code: "config".into(),
             reason: "it does not want to".into(),
+            pid: 0,
         },
     }
 }

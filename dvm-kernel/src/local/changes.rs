@@ -81,9 +81,7 @@ impl Server {
             )
             .cause(cause));
         }
-        // An entry that yields several events takes several indices; what was put has the first as its version.
-        let receipt = Receipt { index: if held { version.0 } else { receipt.index }, ..receipt };
-        Ok(Answer::Done { receipt: Some(receipt), held: Some(held) })
+        Ok(Answer::Done { receipt: Some(receipt), held: Some(held), version: Some(version.0) })
     }
 
     pub(super) async fn configure(
@@ -110,7 +108,7 @@ impl Server {
             }
         };
         let (receipt, _) = self.change(ask, change).await?;
-        Ok(Answer::Done { receipt: Some(receipt), held: None })
+        Ok(accepted(Some(receipt)))
     }
 
     /// The member that a name, `rank:N` or a prefix of an id means.
@@ -156,7 +154,7 @@ impl Server {
         loop {
             let mine = id == self.identity.borrow().id;
             if (mine && self.ended.get()) || !self.in_state(move |s| s.members.contains_key(&id)).await? {
-                return Ok(Answer::Done { receipt, held: None });
+                return Ok(accepted(receipt));
             }
             if kill_at.is_some_and(|at| Instant::now() >= at) {
                 kill_at = None;
@@ -192,12 +190,12 @@ impl Server {
     pub(super) async fn halt(&self, ask: &Ask) -> Result<Answer, Failure> {
         let by = self.identity.borrow().name.clone();
         let (receipt, _) = self.change(ask, Change::Halt { by }).await?;
-        Ok(Answer::Done { receipt: Some(receipt), held: None })
+        Ok(accepted(Some(receipt)))
     }
 
     pub(super) async fn promote(&self, ask: &Ask) -> Result<Answer, Failure> {
         if self.in_state(|state| state.view.label).await? == Label::Confirmed && !self.blocked.get() {
-            return Ok(Answer::Done { receipt: None, held: None });
+            return Ok(accepted(None));
         }
         let _ = ask;
         match self.ring.promote(draw_id()).await? {
@@ -208,7 +206,7 @@ impl Server {
                     "promoted by the operator's word"
                 );
                 let (receipt, _) = done(receipt, applied)?;
-                Ok(Answer::Done { receipt: Some(receipt), held: None })
+                Ok(accepted(Some(receipt)))
             }
             CoreAnswer::Refused(refusal) => Err(refused(refusal)),
             CoreAnswer::Unknown { reason } => {
@@ -216,6 +214,11 @@ impl Server {
             }
         }
     }
+}
+
+/// For what has nothing to say but that it is done, and where.
+pub(super) fn accepted(receipt: Option<Receipt>) -> Answer {
+    Answer::Done { receipt, held: None, version: None }
 }
 
 /// A receipt and what was done; failures are told as such.

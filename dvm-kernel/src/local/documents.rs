@@ -167,7 +167,7 @@ pub(crate) fn results(results: &[(Name, Option<ExecResult>)]) -> Vec<ResultDoc> 
             let (stage, code, reason) = Default::default();
             return ResultDoc { member, result, stage, code, reason };
         };
-        let ExecResult { verdict, stage, code, reason } = result.clone();
+        let ExecResult { verdict, stage, code, reason, pid: _ } = result.clone();
         let verdict = match verdict {
             Verdict::Ok => "ok",
             Verdict::Failed => "failed",

@@ -1,7 +1,7 @@
 //! Requests about plug-ins: libraries, agreed changes, commands and queries.
 
 use super::Server;
-use super::changes::strange;
+use super::changes::{accepted, strange};
 use super::documents;
 use super::requests::Ask;
 use crate::peer::BlobError;
@@ -46,7 +46,7 @@ impl Server {
             };
             Failure::new(code, error.to_string())
         })?;
-        Ok(Answer::Done { receipt: None, held: None })
+        Ok(accepted(None))
     }
 
     pub(super) async fn transact(
@@ -62,6 +62,9 @@ impl Server {
             })?,
             None => self.in_state(|state| state.config.require).await?,
         };
+        if let Asked::Unload { plugin } | Asked::Configure { plugin, .. } = &kind {
+            self.check_loaded(ask, plugin).await?;
+        }
         let kind = match kind {
             Asked::Load(load) => TransactionKind::Load(Box::new(self.spec(*load)?)),
             Asked::Unload { plugin } => TransactionKind::Unload { plugin },
@@ -134,17 +137,24 @@ impl Server {
                 load.name
             )));
         }
-        let not_yet = |what: &str| {
-            Failure::new(FailureCode::Failure, format!("{what} is not available in this version"))
+        let not_yet = |what: &str, instead: &str| {
+            let text = format!("{what} is not available in this version; nothing was loaded");
+            Failure::new(FailureCode::Failure, text).hint(format!("what works is {instead}"))
         };
         let mode = match load.mode.as_str() {
             "parallel" => Mode::Parallel,
-            "hot" | "warm" | "single" => return Err(not_yet(&format!("mode {}", load.mode))),
+            "hot" | "warm" | "single" => {
+                let instead = "--mode parallel: an active instance at every member";
+                return Err(not_yet(&format!("mode {}", load.mode), instead));
+            }
             mode => return Err(usage(format!("`{mode}` is no mode"))),
         };
         let placement = match load.placement.as_str() {
             "process" => Placement::Process,
-            "kernel" => return Err(not_yet("placement kernel")),
+            "kernel" => {
+                let instead = "--placement process: each instance in a process of its own";
+                return Err(not_yet("placement kernel", instead));
+            }
             placement => return Err(usage(format!("`{placement}` is no placement"))),
         };
         let payload = match load.payload.as_str() {
@@ -179,7 +189,7 @@ impl Server {
         plugin: String,
         command: Value,
     ) -> Result<Answer, Failure> {
-        let payload = from_json(self.payload_of(&plugin).await?, &command)
+        let payload = from_json(self.payload_of(Some(ask), &plugin).await?, &command)
             .map_err(|error| Failure::new(FailureCode::Usage, error))?;
         let change = Change::Command { plugin: plugin.clone(), payload };
         let (receipt, applied) = self.change(ask, change).await?;
@@ -241,7 +251,7 @@ impl Server {
         command: Value,
         fresh: bool,
     ) -> Result<Answer, Failure> {
-        self.payload_of(&plugin).await?;
+        self.payload_of(fresh.then_some(ask), &plugin).await?;
         if fresh {
             let unstamped = Ask { stamp: None, ..*ask };
             self.change(&unstamped, Change::Noop).await?;
@@ -273,13 +283,46 @@ impl Server {
         Err(Failure::new(FailureCode::Failure, format!("no instance of `{plugin}` answers")).cause(own))
     }
 
-    async fn payload_of(&self, plugin: &str) -> Result<Payload, Failure> {
+    /// The payload format of a plug-in. With `ask`, one that this member does not know is looked for again behind all
+    /// that was acknowledged before.
+    async fn payload_of(&self, ask: Option<&Ask>, plugin: &str) -> Result<Payload, Failure> {
         let wanted = plugin.to_owned();
-        let payload = self.in_state(move |state| state.plugins.get(&wanted).map(|p| p.spec.payload)).await?;
-        payload.ok_or_else(|| {
-            Failure::new(FailureCode::NotFound, format!("no plug-in is called {plugin}"))
-                .hint("see `dvm plugins`")
-        })
+        let look = move |state: &State| state.plugins.get(&wanted).map(|plugin| plugin.spec.payload);
+        let found = match ask {
+            Some(ask) => self.look_twice(ask, look).await?,
+            None => self.in_state(look).await?,
+        };
+        found.ok_or_else(|| not_loaded(plugin))
+    }
+
+    /// Refuses what is about a plug-in that is not there, so that no transaction is ordered for it. One that is being
+    /// loaded is there, and so is one that a repeated request is about: the order tells what becomes of those.
+    async fn check_loaded(&self, ask: &Ask, plugin: &str) -> Result<(), Failure> {
+        let (wanted, stamp) = (plugin.to_owned(), ask.stamp.clone());
+        let look = move |state: &State| {
+            let loaded = state.plugins.get(&wanted).is_some();
+            let open = state.open.values().any(|open| *open.transaction.kind.plugin() == wanted);
+            let session =
+                stamp.as_ref().and_then(|stamp| state.sessions.get(&stamp.session).zip(Some(stamp)));
+            let repeated = session.is_some_and(|(session, stamp)| stamp.seq <= session.last);
+            (loaded || open || repeated).then_some(())
+        };
+        self.look_twice(ask, look).await?.ok_or_else(|| not_loaded(plugin))
+    }
+
+    /// Looks for something in the state, and if it is not there, again behind an empty entry: this member may lag behind
+    /// what others have acknowledged.
+    async fn look_twice<R: Send + 'static>(
+        &self,
+        ask: &Ask,
+        look: impl Fn(&State) -> Option<R> + Clone + Send + 'static,
+    ) -> Result<Option<R>, Failure> {
+        if let Some(found) = self.in_state(look.clone()).await? {
+            return Ok(Some(found));
+        }
+        let unstamped = Ask { stamp: None, ..*ask };
+        self.change(&unstamped, Change::Noop).await?;
+        self.in_state(look).await
     }
 
     /// Other members with a running instance.
@@ -295,6 +338,10 @@ impl Server {
         })
         .await
     }
+}
+
+fn not_loaded(plugin: &str) -> Failure {
+    Failure::new(FailureCode::NotFound, format!("no plug-in `{plugin}` is loaded")).hint("see `dvm plugins`")
 }
 
 fn parse_hash(text: &str) -> Result<[u8; 32], Failure> {

@@ -1,6 +1,7 @@
 //! Each request and its answer; reads are answered here, the rest by the siblings of this module.
 
 use super::Server;
+use super::changes::accepted;
 use super::connections::Outgoing;
 use super::documents::{self, Beside, Seen};
 use crate::plugins::ToPlugins;
@@ -128,6 +129,11 @@ impl Server {
             Request::Bench { what, size, duration_ms, in_flight } => {
                 self.bench(&what, size, duration_ms, in_flight).await
             }
+            Request::Watch { times } => {
+                self.ring.watch(times).await?;
+                Ok(accepted(None))
+            }
+            Request::Watched => Ok(self.ring.watched().await?),
         }
     }
 
@@ -273,7 +279,7 @@ impl Server {
                 }
             }
         }
-        Ok(Answer::Done { receipt: None, held: None })
+        Ok(accepted(None))
     }
 
     async fn bench(

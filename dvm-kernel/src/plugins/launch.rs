@@ -43,7 +43,7 @@ impl Trouble {
     /// As a member's result.
     pub(super) fn result(self) -> ExecResult {
         let verdict = if self.timeout { Verdict::Timeout } else { Verdict::Failed };
-        ExecResult { verdict, stage: self.stage.into(), code: self.code, reason: self.reason }
+        ExecResult { verdict, stage: self.stage.into(), code: self.code, reason: self.reason, pid: 0 }
     }
 }
 

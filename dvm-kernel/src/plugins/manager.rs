@@ -419,8 +419,9 @@ impl<P: Peers> Manager<P> {
         let Some(Prepared::Executing(_)) = self.prepared.get(&id) else { return };
         match result {
             Ok(link) => {
+                let result = ExecResult::loaded(link.pid());
                 self.prepared.insert(id, Prepared::Ready(link));
-                self.tell(id, ExecResult::ok());
+                self.tell(id, result);
             }
             Err(trouble) => {
                 self.prepared.remove(&id);

@@ -4,12 +4,12 @@
 //! agreement is a dry run whose execution is empty at every member.
 
 use super::{Ring, Waiter};
-use crate::net::link::Counts;
 use bytes::Bytes;
 use dvm_core::Answer;
 use dvm_core::ids::{Time, TransactionId};
 use dvm_core::state::{
-    Change, Mode, Payload, Placement, PluginSpec, Require, RestartPolicy, Transaction, TransactionKind,
+    Applied, Change, Mode, Payload, Placement, PluginSpec, Require, RestartPolicy, Transaction,
+    TransactionKind,
 };
 use dvm_plugin_api::local::Answer as LocalAnswer;
 use std::collections::BTreeMap;
@@ -17,6 +17,9 @@ use tokio::sync::oneshot;
 
 /// Times told in an answer.
 const TIMES_MAX: usize = 100_000;
+
+/// Operations of which it is told when they began.
+const BEGUN_MAX: usize = 50_000;
 
 /// No plug-in can have this name, and no client can propose it.
 const NAME: &str = "#bench";
@@ -27,11 +30,11 @@ pub(super) struct Bench {
     payload: Bytes,
     start: Time,
     end: Time,
-    before: Counts,
     in_flight: u64,
     /// Serial numbers of its transactions; they are above all others of this kernel.
     serial: u64,
     times_us: Vec<f64>,
+    begun: Vec<(u64, Time)>,
     operations: u64,
     answer: oneshot::Sender<LocalAnswer>,
 }
@@ -52,16 +55,16 @@ impl Ring {
     ) {
         let start = self.clock.now();
         let end = start.plus_ms(duration_ms);
-        let (payload, before) = (Bytes::from(vec![0; size]), self.counts());
+        let payload = Bytes::from(vec![0; size]);
         self.bench = Some(Bench {
             agree,
             payload,
             start,
             end,
-            before,
             in_flight: 0,
             serial: u64::MAX / 2 + start.0,
             times_us: Vec::new(),
+            begun: Vec::new(),
             operations: 0,
             answer,
         });
@@ -75,8 +78,15 @@ impl Ring {
         let now = self.clock.now();
         let Some(bench) = &mut self.bench else { return };
         bench.in_flight -= 1;
-        if let Answer::Done { .. } = answer {
+        if let Answer::Done { receipt, applied } = answer {
             bench.operations += 1;
+            if bench.begun.len() < BEGUN_MAX {
+                let key = match applied {
+                    Applied::Ended { transaction, .. } => transaction.serial,
+                    _ => receipt.index.0,
+                };
+                bench.begun.push((key, since));
+            }
             if bench.times_us.len() < TIMES_MAX {
                 bench.times_us.push((now.0 - since.0) as f64);
             }
@@ -111,25 +121,16 @@ impl Ring {
     }
 
     fn bench_answer(&mut self) {
-        let (now, counts) = (self.clock.now(), self.counts());
+        let (clock, now) = (self.clock, self.clock.now());
         let Some(mut bench) = self.bench.take() else { return };
         bench.times_us.sort_by(f64::total_cmp);
-        // Links may have been replaced meanwhile, so that less is counted now.
         let answer = LocalAnswer::Bench {
             times_us: bench.times_us,
+            begun: bench.begun.into_iter().map(|(key, since)| (key, clock.boot_us(since))).collect(),
             operations: bench.operations,
             elapsed_us: now.0 - bench.start.0,
-            frames: counts.frames.saturating_sub(bench.before.frames),
-            bytes: counts.bytes.saturating_sub(bench.before.bytes),
         };
         let _ = bench.answer.send(answer);
-    }
-
-    fn counts(&self) -> Counts {
-        self.links.values().map(|link| link.counts()).fold(Counts::default(), |sum, one| Counts {
-            frames: sum.frames + one.frames,
-            bytes: sum.bytes + one.bytes,
-        })
     }
 }
 

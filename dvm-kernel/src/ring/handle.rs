@@ -31,6 +31,16 @@ pub(crate) enum ToRing {
     Input(Input),
     /// Look something up.
     Look(Look),
+    /// Count while others measure.
+    Watch {
+        /// Note when their operations are heard of, too.
+        times: bool,
+    },
+    /// Tell what was noted.
+    Watched {
+        /// It.
+        answer: oneshot::Sender<LocalAnswer>,
+    },
     /// Measure.
     Bench {
         /// Agreements rather than broadcasts.
@@ -96,6 +106,16 @@ impl RingHandle {
         in_flight: u64,
     ) -> Result<LocalAnswer, RingGone> {
         self.ask(|answer| ToRing::Bench { agree, size, duration_ms, in_flight, answer }).await
+    }
+
+    /// Begins to note what others measure.
+    pub(crate) async fn watch(&self, times: bool) -> Result<(), RingGone> {
+        self.inbox.send(ToRing::Watch { times }).await.map_err(|_| RingGone)
+    }
+
+    /// What was noted.
+    pub(crate) async fn watched(&self) -> Result<LocalAnswer, RingGone> {
+        self.ask(|answer| ToRing::Watched { answer }).await
     }
 
     /// Gives the member something.

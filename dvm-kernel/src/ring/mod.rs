@@ -8,6 +8,7 @@
 mod bench;
 mod handle;
 mod outputs;
+mod watch;
 
 pub(crate) use handle::{RingGone, RingHandle, ToRing};
 
@@ -29,6 +30,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior};
+use watch::Watch;
 
 /// Steps before other tasks of the thread have their turn.
 const STEPS: usize = 16;
@@ -76,6 +78,7 @@ pub(crate) struct Ring {
     /// Who waits for the answer to a request.
     waiting: HashMap<RequestId, Waiter>,
     bench: Option<Bench>,
+    watch: Option<Watch>,
     /// Inputs that arose while outputs were carried out.
     inputs: VecDeque<Input>,
     frames: VecDeque<(LinkId, Frame)>,
@@ -133,6 +136,7 @@ impl Ring {
             last_request: 0,
             waiting: HashMap::new(),
             bench: None,
+            watch: None,
             inputs: VecDeque::new(),
             frames: VecDeque::new(),
             scratch: vec![0; SCRATCH],
@@ -203,6 +207,7 @@ impl Ring {
         }
         while self.wall.poll_tick(cx).is_ready() {
             self.bench_end();
+            self.watch_forget();
             busy = true;
         }
         // What came is handled after this, so that what it leads to is told with its time.
@@ -225,6 +230,9 @@ impl Ring {
                 Ok(rest) => more |= rest,
                 Err(error) => down.push((link.id, error.to_string())),
             }
+        }
+        if self.watch.is_some() {
+            self.watch_frames();
         }
         let busy = more || !self.frames.is_empty() || !down.is_empty();
         let frames = self.frames.drain(..).map(|(link, message)| Input::Ring { link, message });

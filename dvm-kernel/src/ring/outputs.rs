@@ -56,6 +56,11 @@ impl Ring {
             ToRing::Bench { agree, size, duration_ms, in_flight, answer } => {
                 self.bench_start(agree, size, duration_ms, in_flight, answer);
             }
+            ToRing::Watch { times } => self.watch_start(times),
+            ToRing::Watched { answer } => {
+                // Whoever asked may have given up.
+                let _ = answer.send(self.watch_end());
+            }
         }
     }
 
@@ -103,8 +108,12 @@ impl Ring {
                         self.net.shared().book.know(joiner.clone());
                     }
                 }
-                if entry.index > self.restored {
+                let index = entry.index;
+                if index > self.restored {
                     self.told.push(Told::Delivered(delivery));
+                }
+                if self.watch.is_some() {
+                    self.watch_delivery(index);
                 }
             }
             Output::Answer { request, answer } => self.answered(request, answer),

@@ -72,7 +72,7 @@ fn place() -> (tempfile::TempDir, DvmPlace) {
 }
 
 fn done() -> Act {
-    Act::Answer(Ok(Answer::Done { receipt: None, held: None }))
+    Act::Answer(Ok(Answer::Done { receipt: None, held: None, version: None }))
 }
 
 fn indices(events: &mut Events, count: usize) -> Vec<u64> {

@@ -162,6 +162,13 @@ pub enum Request {
         /// How many are kept in flight: 1 measures time, more measures throughput.
         in_flight: u64,
     },
+    /// This kernel counts what it writes to the ring while others measure, for ten minutes at most. [`Answer::Done`].
+    Watch {
+        /// It also notes when it hears of each operation.
+        times: bool,
+    },
+    /// Ends a watch. [`Answer::Watched`].
+    Watched,
 }
 
 /// Where a subscription begins.
@@ -306,6 +313,9 @@ pub enum Answer {
         receipt: Option<Receipt>,
         /// For [`Request::StateTransaction`]: whether the conditions held.
         held: Option<bool>,
+        /// For [`Request::StateTransaction`]: the version that the keys it put have now. It is the first index of the
+        /// entry, which of several keys is not the one that the receipt names.
+        version: Option<u64>,
     },
     /// To [`Request::Subscribe`].
     Event(Box<EventDoc>),
@@ -340,10 +350,18 @@ pub enum Answer {
     Bench {
         /// Time from submission to delivery at this member.
         times_us: Vec<f64>,
+        /// When the first operations began, as [`Answer::Watched`] names them and tells time.
+        begun: Vec<(u64, u64)>,
         /// Operations that ended.
         operations: u64,
         /// How long it took.
         elapsed_us: u64,
+    },
+    /// To [`Request::Watched`].
+    Watched {
+        /// The index of an entry and when it was delivered, or the serial number of a transaction and when its outcome
+        /// arrived; microseconds by `CLOCK_BOOTTIME`, which all kernels of a host share.
+        times: Vec<(u64, u64)>,
         /// Ring frames this kernel wrote meanwhile.
         frames: u64,
         /// Ring bytes this kernel wrote meanwhile.

@@ -214,6 +214,7 @@ impl World {
                 stage: "start".into(),
                 code: "abi".into(),
                 reason: "on purpose".into(),
+                pid: 0,
             };
         }
         let id = self.processes[pid].id();

@@ -3,7 +3,7 @@
 use crate::context::{Context, setting, status, unexpected};
 use crate::exit::{self, failed, usage};
 use crate::processes;
-use crate::selector::select;
+use crate::selector::{ID_MIN, names, select};
 use clap::{Args, Subcommand};
 use dvm_plugin_api::client::{Client, Target};
 use dvm_plugin_api::local::{Answer, Chaos, Failure, FailureCode, Request, Status};
@@ -91,22 +91,15 @@ fn allowed(context: &Context) -> Result<(DvmPlace, Status), Failure> {
 }
 
 fn signal(context: &Context, who: &Who, signal: Signal, done: &str) -> exit::Result {
-    let pids = match allowed(context) {
-        // A paused member may be out of the view by now; it is still a kernel of this host.
-        Ok((place, _)) if signal == Signal::CONT => {
-            let here = processes::kernels(&place);
-            let chosen: Vec<_> = here.into_iter().filter(|(name, _)| who.members.contains(name)).collect();
-            match chosen.is_empty() {
-                true => pids(&place, &allowed(context)?.1, who)?,
-                false => chosen,
-            }
-        }
-        Ok((place, status)) => pids(&place, &status, who)?,
+    let kernels = match allowed(context) {
+        Ok((place, status)) if signal == Signal::CONT => match by_name(&place, Some(&status), who)? {
+            chosen if chosen.is_empty() => in_view(&place, &status, who)?,
+            chosen => chosen,
+        },
+        Ok((place, status)) => in_view(&place, &status, who)?,
         // All may be paused, and resuming does no harm: names are enough then.
         Err(failure) if signal == Signal::CONT && failure.code == FailureCode::NoDvm => {
-            let (place, _) = context.place()?;
-            let here = processes::kernels(&place);
-            let chosen: Vec<_> = here.into_iter().filter(|(name, _)| who.members.contains(name)).collect();
+            let chosen = by_name(&context.place()?.0, None, who)?;
             if chosen.is_empty() {
                 return Err(failure);
             }
@@ -114,6 +107,14 @@ fn signal(context: &Context, who: &Who, signal: Signal, done: &str) -> exit::Res
         }
         Err(failure) => return Err(failure),
     };
+    let mut pids = kernels.clone();
+    if who.with_plugins {
+        // After the kernels: one that runs takes a stopped plug-in for a hung one.
+        let theirs = |(member, pid): &(String, u32)| {
+            processes::plugin_hosts(*pid).into_iter().map(|pid| (member.clone(), pid)).collect::<Vec<_>>()
+        };
+        pids.extend(kernels.iter().flat_map(theirs));
+    }
     for (member, pid) in &pids {
         processes::signal(*pid, signal)
             .map_err(|error| failed(format!("cannot signal {member} (process {pid}): {error}")))?;
@@ -124,8 +125,8 @@ fn signal(context: &Context, who: &Who, signal: Signal, done: &str) -> exit::Res
     Ok(exit::OK)
 }
 
-/// The processes of the members that are meant, which must be kernels of this host.
-fn pids(place: &DvmPlace, status: &Status, who: &Who) -> Result<Vec<(String, u32)>, Failure> {
+/// The kernels of the members that are meant, which must be on this host.
+fn in_view(place: &DvmPlace, status: &Status, who: &Who) -> Result<Vec<(String, u32)>, Failure> {
     let mut pids = Vec::new();
     for name in select(&who.members, &status.members)? {
         let member = status.members.iter().find(|member| member.name == name).expect("selected from these");
@@ -133,16 +134,19 @@ fn pids(place: &DvmPlace, status: &Status, who: &Who) -> Result<Vec<(String, u32
             return Err(failed(format!("the kernel of {name} is not on this host")));
         }
         pids.push((name.clone(), member.pid));
-        if who.with_plugins {
-            let instances = status.plugins.iter().flat_map(|plugin| &plugin.instances);
-            let theirs =
-                instances.filter(|instance| instance.member == name && instance.placement == "process");
-            pids.extend(
-                theirs.filter(|instance| instance.pid != 0).map(|instance| (name.clone(), instance.pid)),
-            );
-        }
     }
     Ok(pids)
+}
+
+/// The kernels of this host that are meant by name. A paused member may be out of the view by now, and then its id is
+/// among those of the departed.
+fn by_name(place: &DvmPlace, status: Option<&Status>, who: &Who) -> Result<Vec<(String, u32)>, Failure> {
+    let mut named = names(&who.members)?;
+    let departed = status.into_iter().flat_map(|status| &status.departed);
+    let by_id =
+        departed.filter(|gone| who.members.iter().any(|id| id.len() >= ID_MIN && gone.id.starts_with(id)));
+    named.extend(by_id.map(|gone| gone.member.clone()));
+    Ok(processes::kernels(place).into_iter().filter(|(name, _)| named.contains(name)).collect())
 }
 
 fn kill_plugin(context: &Context, plugin: String, on: Option<String>) -> exit::Result {

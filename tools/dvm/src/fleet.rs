@@ -106,7 +106,7 @@ impl Fleet {
 /// in the result and the DVM runs.
 pub(crate) fn bring_up(ground: &Ground, plan: &Plan, each: &(dyn Fn() + Sync)) -> Result<Fleet, Failure> {
     let lock = ground.runtime.lock()?;
-    let place = take_name(&ground.runtime, plan.name.as_deref())?;
+    let place = take_name(&|name| Ok(ground.runtime.dvm(name)?), plan.name.as_deref())?;
     place.create()?;
     place.sweep()?;
     let launcher = Launcher {
@@ -158,9 +158,14 @@ pub(crate) fn free_names(status: &Status, place: &DvmPlace, count: usize) -> Res
     Ok((first..first + count).map(|number| format!("k{number}")).collect())
 }
 
-fn take_name(runtime: &RuntimeDir, given: Option<&str>) -> Result<DvmPlace, Failure> {
+/// The place of a new DVM: that of the name given, else of the user's, with a number where that is taken. `at` knows the
+/// place of a name.
+pub(crate) fn take_name(
+    at: &dyn Fn(&str) -> Result<DvmPlace, Failure>,
+    given: Option<&str>,
+) -> Result<DvmPlace, Failure> {
     if let Some(name) = given {
-        let place = runtime.dvm(name)?;
+        let place = at(name)?;
         if place.is_live() {
             return Err(failed(format!("a DVM `{name}` lives on this host"))
                 .cause(format!("its members here: {}", place.live_members().join(", ")))
@@ -170,10 +175,10 @@ fn take_name(runtime: &RuntimeDir, given: Option<&str>) -> Result<DvmPlace, Fail
     }
     let user = std::env::var("USER").ok().filter(|user| user.len() < 50 && place::check_name(user).is_ok());
     let base = user.unwrap_or_else(|| "dvm".into());
-    let mut place = runtime.dvm(&base)?;
+    let mut place = at(&base)?;
     let mut number = 2;
     while place.is_live() {
-        place = runtime.dvm(&format!("{base}-{number}"))?;
+        place = at(&format!("{base}-{number}"))?;
         number += 1;
     }
     Ok(place)

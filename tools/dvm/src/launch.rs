@@ -190,7 +190,13 @@ impl Launcher {
         }
     }
 
-    fn bootstrap(&self, member: &str, role: BootstrapRole) -> Bootstrap {
+    /// The command line of every kernel, as people read it.
+    pub(crate) fn line(&self) -> String {
+        format!("{} {}", self.kernel.display(), BOOTSTRAP.join(" "))
+    }
+
+    /// What a kernel reads on its standard input.
+    pub(crate) fn bootstrap(&self, member: &str, role: BootstrapRole) -> Bootstrap {
         Bootstrap {
             dvm: self.place.name(),
             member: member.into(),
@@ -277,11 +283,6 @@ pub(crate) fn find_kernel(given: Option<&Path>) -> Result<PathBuf, Failure> {
         failed("`dvm-kernel` is neither beside `dvm` nor in PATH")
             .hint("give its path with --kernel or DVM_KERNEL")
     })
-}
-
-/// The command line of every kernel, as `--dry-run` prints it.
-pub(crate) fn line(kernel: &Path) -> String {
-    format!("{} {}", kernel.display(), BOOTSTRAP.join(" "))
 }
 
 /// This machine's name.

@@ -2,7 +2,7 @@
 
 use crate::context::{Context, status, unexpected};
 use crate::exit::{self, failed};
-use crate::processes::{kernels, kill_all, wait_gone};
+use crate::processes::{is_stopped, kernels, kill_all, wait_gone};
 use crate::selector::select;
 use crate::settings::with_receipt;
 use clap::Args;
@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 
 /// How long a DVM may take to end.
 const END: Duration = Duration::from_secs(10);
+
+/// What is left to do about a DVM that does not end.
+const FORCE: &str = "`dvm halt --force` kills its kernels on this host";
 
 #[derive(Debug, Args)]
 pub(crate) struct RemoveArgs {
@@ -63,10 +66,10 @@ pub(crate) fn halt(context: &Context, args: &HaltArgs) -> exit::Result {
     if args.force {
         let left = kill_all(&place, deadline);
         if !left.is_empty() {
-            let names: Vec<_> =
-                left.iter().map(|(member, pid)| format!("{member} (process {pid})")).collect();
-            return Err(failed("not all kernels could be killed").cause(names.join(", ")));
+            return Err(failed("not all kernels could be killed").cause(named(&left)));
         }
+    } else if !running.is_empty() && running.iter().all(|(_, pid)| is_stopped(*pid)) {
+        return Err(nobody_answers(&place, &running));
     } else {
         in_order(context)?;
     }
@@ -88,13 +91,39 @@ fn in_order(context: &Context) -> Result<(), Failure> {
         Ok(Answer::Done { .. }) => Ok(()),
         Ok(other) => Err(unexpected(&other)),
         Err(failure) if matches!(failure.code, FailureCode::Unknown | FailureCode::NoDvm) => Ok(()),
+        Err(failure) if failure.code == FailureCode::NoQuorum => Err(failure.hint(FORCE)),
         Err(failure) => Err(failure),
     }
 }
 
+fn nobody_answers(place: &DvmPlace, stopped: &[(String, u32)]) -> Failure {
+    Failure::new(FailureCode::NoDvm, format!("no kernel of DVM `{}` answers", place.name()))
+        .cause(named(stopped))
+        .hint(FORCE)
+}
+
+/// Those that are stopped will not end, and the others have; of others it is not known.
 fn still_there(place: &DvmPlace) -> Failure {
-    let live = place.live_members().join(", ");
-    Failure::new(FailureCode::Unknown, format!("DVM `{}` has not ended in time", place.name()))
-        .cause(if live.is_empty() { "its processes still run".into() } else { format!("still here: {live}") })
-        .hint("`dvm halt --force` kills the kernels of this host")
+    let left = kernels(place);
+    let dvm = place.name();
+    let failure = if !left.is_empty() && left.iter().all(|(_, pid)| is_stopped(*pid)) {
+        failed(format!("DVM `{dvm}` is halted, but for kernels that do not answer")).cause(named(&left))
+    } else {
+        let failure = Failure::new(FailureCode::Unknown, format!("DVM `{dvm}` has not ended in time"));
+        failure.cause(if left.is_empty() {
+            "its processes still run".into()
+        } else {
+            format!("still here: {}", named(&left))
+        })
+    };
+    failure.hint(FORCE)
+}
+
+/// Kernels for people: `k0 (process 17), k1 (process 18, stopped)`.
+fn named(kernels: &[(String, u32)]) -> String {
+    let one = |(member, pid): &(String, u32)| {
+        let stopped = if is_stopped(*pid) { ", stopped" } else { "" };
+        format!("{member} (process {pid}{stopped})")
+    };
+    kernels.iter().map(one).collect::<Vec<_>>().join(", ")
 }

@@ -20,6 +20,7 @@ mod wait;
 
 mod cli;
 mod context;
+mod dry_run;
 mod exit;
 mod fleet;
 mod guardian;

@@ -18,19 +18,50 @@ pub(crate) fn signal(pid: u32, signal: Signal) -> std::io::Result<()> {
     }
 }
 
-/// Whether a process runs; one that ended and was not waited for does not.
+/// Whether a process runs or is stopped; one that ended and was not waited for does not.
 pub(crate) fn lives(pid: u32) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The state follows the name, which may hold anything, in parentheses.
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    !matches!(state(pid), None | Some('Z' | 'X'))
+}
+
+/// Whether a process is stopped: it does nothing until somebody lets it go on.
+pub(crate) fn is_stopped(pid: u32) -> bool {
+    matches!(state(pid), Some('T' | 't'))
+}
+
+/// The letter that the system has for a process's state.
+fn state(pid: u32) -> Option<char> {
+    stat(pid)?.chars().next()
+}
+
+/// What the system tells of a process: the letter of its state, the number of its parent, and more.
+fn stat(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Before it is the name, which may hold anything, in parentheses.
+    stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned())
+}
+
+/// The processes that hold a kernel's plug-ins: its children of that kind.
+pub(crate) fn plugin_hosts(kernel: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| {
+        let parent = stat(*pid).and_then(|stat| stat.split(' ').nth(1)?.parse::<u32>().ok());
+        parent == Some(kernel) && arguments(*pid).iter().any(|word| word == b"plugin-host")
+    })
+    .collect()
+}
+
+/// The command line of a process, in words.
+fn arguments(pid: u32) -> Vec<Vec<u8>> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
 /// Whether a process is a kernel: a number in a file may have been given to another process since.
 pub(crate) fn is_kernel(pid: u32) -> bool {
-    let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-    let mut words = line.split(|byte| *byte == 0);
-    let program = words.next().unwrap_or_default();
-    program.ends_with(b"dvm-kernel") || words.any(|word| word == b"--bootstrap" || word == b"--join")
+    let words = arguments(pid);
+    let Some((program, rest)) = words.split_first() else { return false };
+    program.ends_with(b"dvm-kernel") || rest.iter().any(|word| word == b"--bootstrap" || word == b"--join")
 }
 
 /// The kernel behind a member's socket or process file.
@@ -55,13 +86,16 @@ pub(crate) fn kernels(place: &DvmPlace) -> Vec<(String, u32)> {
     members.into_iter().filter_map(|member| kernel_of(place, &member).map(|pid| (member, pid))).collect()
 }
 
-/// Waits until no socket of a DVM accepts and none of the processes runs; whether that came to be in time.
+/// Waits until no socket of a DVM accepts and none of the processes runs; whether that came to be in time. Where all
+/// that are left are stopped there is nothing to wait for.
 pub(crate) fn wait_gone(place: &DvmPlace, pids: &[u32], deadline: Instant) -> bool {
     loop {
-        if !place.is_live() && !pids.iter().any(|pid| lives(*pid)) {
+        let left: Vec<_> = pids.iter().filter(|pid| lives(**pid)).collect();
+        if left.is_empty() && !place.is_live() {
             return true;
         }
-        if Instant::now() >= deadline {
+        let stopped = !left.is_empty() && left.iter().all(|pid| is_stopped(**pid));
+        if stopped || Instant::now() >= deadline {
             return false;
         }
         sleep(LOOK);

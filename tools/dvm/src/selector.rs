@@ -3,6 +3,9 @@
 use crate::exit::usage;
 use dvm_plugin_api::local::{Failure, FailureCode, MemberDoc};
 
+/// Digits of an id that may stand for it.
+pub(crate) const ID_MIN: usize = 6;
+
 /// Names of the members that `selectors` mean, each once, in the order given.
 pub(crate) fn select(selectors: &[String], members: &[MemberDoc]) -> Result<Vec<String>, Failure> {
     let mut chosen: Vec<String> = Vec::new();
@@ -22,6 +25,12 @@ pub(crate) fn select(selectors: &[String], members: &[MemberDoc]) -> Result<Vec<
     Ok(chosen)
 }
 
+/// Names that `selectors` spell out, whether or not there are such members.
+pub(crate) fn names(selectors: &[String]) -> Result<Vec<String>, Failure> {
+    let parts = selectors.iter().flat_map(|selector| split(selector));
+    Ok(parts.map(expand).collect::<Result<Vec<_>, _>>()?.concat())
+}
+
 fn select_one(part: &str, members: &[MemberDoc]) -> Result<Vec<String>, Failure> {
     let those = |wanted: &dyn Fn(&MemberDoc) -> bool| {
         members.iter().filter(|member| wanted(member)).map(|member| member.name.clone()).collect::<Vec<_>>()
@@ -35,7 +44,7 @@ fn select_one(part: &str, members: &[MemberDoc]) -> Result<Vec<String>, Failure>
     }
     let names = expand(part)?;
     let by_name = those(&|member| names.contains(&member.name));
-    if by_name.is_empty() && part.len() >= 6 {
+    if by_name.is_empty() && part.len() >= ID_MIN {
         let by_id = those(&|member| member.id.starts_with(part));
         if by_id.len() > 1 {
             return Err(usage(format!("`{part}` begins the ids of {}; give more of it", by_id.join(", "))));

@@ -152,8 +152,7 @@ fn change(context: &Context, condition: Option<Condition>, operation: Operation)
 fn transact(context: &Context, request: Request) -> exit::Result {
     let mut client = context.client()?;
     match context.ask(&mut client, request)? {
-        Answer::Done { receipt, held } => {
-            let version = receipt.as_ref().map(|receipt| receipt.index);
+        Answer::Done { receipt, held, version } => {
             let body = with_receipt(json!({"version": version, "held": held}), receipt.as_ref());
             context.out.tell(&body, || match version {
                 Some(version) if held != Some(false) => format!("version {version}"),

@@ -1,10 +1,11 @@
 //! `up`, `add`, `ticket`: how a DVM begins and grows.
 
 use crate::context::{Context, status, unexpected};
+use crate::dry_run::dry_run;
 use crate::exit::{self, failed, not_available, usage};
 use crate::fleet::{Fleet, Ground, Plan, adopt, bring_up, free_names};
 use crate::keeper::{Duty, Keeper};
-use crate::launch::{Launcher, Refused, find_kernel, host_name, line, runtime_of};
+use crate::launch::{Launcher, Refused, find_kernel, runtime_of};
 use crate::output::Output;
 use crate::parse;
 use crate::table::{Rows, count};
@@ -111,10 +112,6 @@ pub(crate) fn up(context: &Context, args: UpArgs) -> exit::Result {
     let kernel = find_kernel(context.global.kernel.as_deref())?;
     let mut settings = args.settings;
     settings.extend(args.partition.map(|partition| ("partition".to_owned(), partition)));
-    if args.dry_run {
-        return dry_run(context.out, args.name.as_deref(), &kernel, members);
-    }
-    let ground = Ground { runtime: RuntimeDir::create()?, logs: None, kernel };
     let plan = Plan {
         name: args.name,
         members,
@@ -124,6 +121,10 @@ pub(crate) fn up(context: &Context, args: UpArgs) -> exit::Result {
         respawn: args.respawn,
         timeout: context.global.timeout,
     };
+    if args.dry_run {
+        return dry_run(context.out, &kernel, &plan);
+    }
+    let ground = Ground { runtime: RuntimeDir::create()?, logs: None, kernel };
     let bar = Bar::new(context, members);
     let fleet = bring_up(&ground, &plan, &|| bar.step())?;
     bar.end();
@@ -138,8 +139,11 @@ pub(crate) fn up(context: &Context, args: UpArgs) -> exit::Result {
     if !args.command.is_empty() {
         return run_inside(context, &fleet, &args.command);
     }
+    if args.foreground {
+        return stay(context, &fleet);
+    }
     report(context.out, &fleet);
-    if args.foreground { stay(context, &fleet) } else { Ok(exit::OK) }
+    Ok(exit::OK)
 }
 
 pub(crate) fn add(context: &Context, args: &AddArgs) -> exit::Result {
@@ -178,17 +182,6 @@ pub(crate) fn ticket(context: &Context) -> exit::Result {
         }
         other => Err(unexpected(&other)),
     }
-}
-
-fn dry_run(out: Output, name: Option<&str>, kernel: &Path, members: usize) -> exit::Result {
-    name.map(place::check_name).transpose()?;
-    let line = line(kernel);
-    let commands: Vec<_> = (0..members)
-        .map(|number| json!({"host": host_name(), "member": format!("k{number}"), "line": line}))
-        .collect();
-    let body = json!({"dry_run": true, "dvm": name, "commands": commands});
-    out.tell(&body, || vec![line; members].join("\n"));
-    Ok(exit::OK)
 }
 
 fn report(out: Output, fleet: &Fleet) {
@@ -234,6 +227,8 @@ fn run_inside(context: &Context, fleet: &Fleet, command: &[String]) -> exit::Res
 /// Stays until the DVM ends; when this process ends first, so does the DVM.
 fn stay(context: &Context, fleet: &Fleet) -> exit::Result {
     let _keeper = Keeper::start(&Duty::Halt(fleet.place().directory().into()))?;
+    // Who reads it may end this process at once.
+    report(context.out, fleet);
     let client = Client::connect(Target::new(fleet.place().clone(), "dvm"))?;
     let mut events = client.events(Since::Now, Filter { follow: true, ..Filter::default() })?;
     drop(client);

@@ -273,12 +273,37 @@ fn a_kernel_that_does_not_start_is_told_with_its_words() {
 #[test]
 fn a_dry_run_prints_the_lines_and_starts_nothing() {
     let host = Host::new();
-    let output = host.dvm(&["up", "--local", "2", "--dry-run", "--kernel", "/bin/true"]);
-    assert_eq!(output.status.code(), Some(0));
-    let lines = stdout(&output);
-    assert_eq!(lines.lines().count(), 2);
-    assert!(lines.lines().all(|line| line.ends_with("--bootstrap -")), "{lines}");
-    assert!(!host.path("run").exists());
+    let args = ["up", "--local", "2", "--name", "lab", "--dry-run", "--kernel", "/bin/true"];
+    let args = [&args[..], &["--set", "window=64", "--partition", "quorum", "--tag", "rack=7"]].concat();
+    let run = |more: &[&str]| {
+        let mut command = host.command(&[&args[..], more].concat());
+        let output = command.env("DVM_PORT_RANGE", "40000-40100").output().expect("dvm runs");
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        stdout(&output)
+    };
+    let text = run(&[]);
+    let socket = |member: &str| host.path("run").join("lab").join(format!("{member}.sock"));
+    for part in ["/bin/true --bootstrap -", "window=64", "partition=quorum", "rack=7", "40000-40100"] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+    for member in ["k0", "k1"] {
+        assert!(text.contains(&socket(member).display().to_string()), "{text}");
+        assert!(
+            text.contains(&host.path("log").join(format!("{member}.log")).display().to_string()),
+            "{text}"
+        );
+    }
+    let document: Value = serde_json::from_str(&run(&["--json"])).expect("JSON");
+    assert_eq!((&document["dvm"], &document["min"]), (&json!("lab"), &json!(2)));
+    assert_eq!(document["runtime_dir"], json!(host.path("run")));
+    assert_eq!(document["settings"], json!({"window": "64", "partition": "quorum"}));
+    let commands = document["commands"].as_array().expect("a list");
+    assert_eq!(commands.len(), 2, "{document}");
+    assert_eq!(commands[0]["stdin"]["role"]["found"]["settings"][0], json!(["window", "64"]));
+    assert_eq!(commands[1]["stdin"]["tags"], json!({"rack": "7"}));
+    assert_eq!(commands[1]["socket"], json!(socket("k1")));
+    assert_eq!((&commands[1]["listen"], &commands[1]["ports"]), (&json!("127.0.0.1"), &json!("40000-40100")));
+    assert!(!host.path("run").exists() && !host.path("log").exists());
 }
 
 #[test]

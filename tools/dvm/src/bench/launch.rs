@@ -3,10 +3,10 @@
 use super::sample::{figure, percentile};
 use super::{Awake, BenchArgs, MEMBERS, ground, head, object, plan};
 use crate::context::Context;
-use crate::exit::usage;
-use crate::fleet::bring_up;
+use crate::exit::{failed, usage};
+use crate::fleet::{Fleet, bring_up};
 use crate::keeper::Scratch;
-use crate::processes::{kill_all, resident_kib};
+use crate::processes::{kill_all, resident_kib, wait_gone};
 use dvm_plugin_api::local::Failure;
 use serde_json::{Map, Value, json};
 use std::thread::sleep;
@@ -44,7 +44,7 @@ pub(super) fn launch(
         sleep(SETTLE);
         let kib = fleet.started.iter().filter_map(|started| resident_kib(started.pid));
         resident.extend(kib.map(|kib| kib as f64 / 1024.0));
-        kill_all(fleet.place(), Instant::now() + GONE);
+        end(&fleet)?;
     }
     let mut document = head("launch", members, awake);
     document.extend(object(json!({
@@ -53,4 +53,17 @@ pub(super) fn launch(
         "rss_mib": { "p50": figure(percentile(&mut resident, 0.50)), "max": figure(percentile(&mut resident, 1.0)) },
     })));
     Ok(document)
+}
+
+/// Kills all kernels, and waits until their sockets are dead: the next run takes the same name.
+fn end(fleet: &Fleet) -> Result<(), Failure> {
+    let (place, deadline) = (fleet.place(), Instant::now() + GONE);
+    kill_all(place, deadline);
+    let pids: Vec<_> = fleet.started.iter().map(|started| started.pid).collect();
+    if wait_gone(place, &pids, deadline) {
+        return Ok(());
+    }
+    Err(failed("the kernels of a run do not end, and the next one needs their place")
+        .cause(format!("still here: {}", place.live_members().join(", ")))
+        .hint("try again when the machine is less busy, or with fewer --members"))
 }

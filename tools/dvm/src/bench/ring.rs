@@ -7,6 +7,7 @@ use dvm_plugin_api::client::{Client, REACH, Target};
 use dvm_plugin_api::local::{Answer, Failure, Request};
 use dvm_plugin_api::place::DvmPlace;
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
 use std::thread;
 use std::time::Duration;
 
@@ -19,10 +20,10 @@ const MANY_AGREEMENTS: u64 = 16;
 /// What one kernel measured.
 struct Measured {
     times_us: Vec<f64>,
+    /// When the first operations began.
+    begun: Vec<(u64, u64)>,
     operations: u64,
     elapsed_us: u64,
-    frames: u64,
-    bytes: u64,
 }
 
 impl Measured {
@@ -42,18 +43,20 @@ pub(super) fn ring(
         Senders::One => &subject.members[..1],
         Senders::All => &subject.members[..],
     };
-    let single = measure(&subject.place, senders, "ring", args, 1)?;
-    let stream = measure(&subject.place, senders, "ring", args, MANY)?;
+    let (single, watched) = measure_watched(&subject, senders, "ring", args, 1)?;
+    let mut last = until_last(&single, &watched.heard);
+    let (stream, watched) = measure_watched(&subject, senders, "ring", args, MANY)?;
     let mut times: Vec<f64> = single.into_iter().flat_map(|measured| measured.times_us).collect();
     let origin = percentiles(&mut times);
     let messages_per_s: f64 = stream.iter().map(Measured::per_second).sum();
     let goodput = messages_per_s * args.size as f64 / 1e6;
     let mut broadcast = object(json!({
         "origin_us": origin,
+        "last_us": percentiles(&mut last),
         "goodput_mb_s": figure(goodput),
         "messages_per_s": figure(messages_per_s),
     }));
-    broadcast.extend(frames(&stream, senders.len() == subject.members.len()));
+    broadcast.extend(frames(&stream, &watched));
     let operations: u64 = stream.iter().map(|measured| measured.operations).sum();
     if let Some(least) = stream.iter().map(|measured| measured.operations).min()
         && operations > 0
@@ -84,11 +87,17 @@ pub(super) fn agree(
     let subject = Subject::new(context, args)?;
     let raw = raw::measure(subject.members.len(), args.size, args.duration(), false)?;
     let first = &subject.members[..1];
-    let mut single = measure(&subject.place, first, "agree", args, 1)?.swap_remove(0);
-    let stream = measure(&subject.place, first, "agree", args, MANY_AGREEMENTS)?;
-    let last = percentiles(&mut single.times_us);
-    let mut agreement = object(json!({"final_us": last, "per_s": figure(stream[0].per_second())}));
-    agreement.extend(frames(&stream, subject.members.len() == 1));
+    let (mut single, watched) = measure_watched(&subject, first, "agree", args, 1)?;
+    // To the originator, which works the outcome out, it does not come.
+    let others = &watched.heard[1..];
+    let mut known = until_last(&single, others);
+    let (stream, watched) = measure_watched(&subject, first, "agree", args, MANY_AGREEMENTS)?;
+    let last = percentiles(&mut single[0].times_us);
+    // Who is alone knows the outcome when it takes effect.
+    let known = if subject.members.len() == 1 { last.clone() } else { percentiles(&mut known) };
+    let per_s = figure(stream[0].per_second());
+    let mut agreement = object(json!({"known_us": known, "final_us": last, "per_s": per_s}));
+    agreement.extend(frames(&stream, &watched));
     let mut document = head("agree", subject.members.len(), awake);
     document.extend(object(json!({
         "raw": raw.fields,
@@ -98,18 +107,73 @@ pub(super) fn agree(
     Ok(document)
 }
 
-/// What was written to the ring for each operation: by all kernels where all were asked, else by the originator alone.
-fn frames(measured: &[Measured], all: bool) -> Map<String, Value> {
+/// What all kernels wrote to the ring for each operation.
+fn frames(measured: &[Measured], watched: &Watched) -> Map<String, Value> {
     let operations: u64 = measured.iter().map(|measured| measured.operations).sum();
-    if operations == 0 {
-        return Map::new();
+    let per_op = |count: u64| figure(count as f64 / (operations as f64).max(1.0));
+    object(json!({"frames_per_op": per_op(watched.frames), "bytes_per_op": per_op(watched.bytes)}))
+}
+
+/// What all kernels saw of a measurement.
+#[derive(Default)]
+struct Watched {
+    /// Of each: when it heard of which operation.
+    heard: Vec<Vec<(u64, u64)>>,
+    frames: u64,
+    bytes: u64,
+}
+
+/// Has several kernels measure while all of them watch.
+fn measure_watched(
+    subject: &Subject,
+    senders: &[String],
+    what: &str,
+    args: &BenchArgs,
+    in_flight: u64,
+) -> Result<(Vec<Measured>, Watched), Failure> {
+    let connect = |member| Client::connect(Target::new(subject.place.clone(), "dvm bench").only(member));
+    let mut clients: Vec<_> = subject.members.iter().map(connect).collect::<Result<_, _>>()?;
+    for client in &mut clients {
+        // Of many in flight the time of one means nothing.
+        match client.request(Request::Watch { times: in_flight == 1 }, None, Some(REACH))? {
+            Answer::Done { .. } => {}
+            other => return Err(unexpected(&other)),
+        }
     }
-    let per_op = |count: fn(&Measured) -> u64| {
-        figure(measured.iter().map(count).sum::<u64>() as f64 / operations as f64)
-    };
-    let (frames, bytes) =
-        if all { ("frames_per_op", "bytes_per_op") } else { ("origin_frames_per_op", "origin_bytes_per_op") };
-    object(json!({ frames: per_op(|measured| measured.frames), bytes: per_op(|measured| measured.bytes) }))
+    let measured = measure(&subject.place, senders, what, args, in_flight)?;
+    let mut all = Watched::default();
+    for client in &mut clients {
+        match client.request(Request::Watched, None, Some(REACH))? {
+            Answer::Watched { times, frames, bytes } => {
+                all.heard.push(times);
+                (all.frames, all.bytes) = (all.frames + frames, all.bytes + bytes);
+            }
+            other => return Err(unexpected(&other)),
+        }
+    }
+    Ok((measured, all))
+}
+
+/// From the begin of each operation until the last watcher had heard of it, microseconds; those that one of them has not
+/// told are left out.
+fn until_last(measured: &[Measured], heard: &[Vec<(u64, u64)>]) -> Vec<f64> {
+    let mut last: HashMap<u64, (usize, u64)> = HashMap::new();
+    for times in heard {
+        // What is sent again on a mended link arrives twice; the first time counts.
+        let mut first: HashMap<u64, u64> = HashMap::new();
+        for (key, at) in times {
+            first.entry(*key).or_insert(*at);
+        }
+        for (key, at) in first {
+            let (watchers, latest) = last.entry(key).or_default();
+            (*watchers, *latest) = (*watchers + 1, at.max(*latest));
+        }
+    }
+    let begun = measured.iter().flat_map(|measured| &measured.begun);
+    let told = begun.filter_map(|(key, begun)| Some((last.get(key)?, begun)));
+    told.filter(|((watchers, _), _)| *watchers == heard.len())
+        .map(|((_, latest), begun)| latest.saturating_sub(*begun) as f64)
+        .collect()
 }
 
 /// Has several kernels measure at the same time.
@@ -137,8 +201,8 @@ fn measure(
             .map(|mut client| {
                 let request = request.clone();
                 scope.spawn(move || match client.request(request, None, Some(limit))? {
-                    Answer::Bench { times_us, operations, elapsed_us, frames, bytes } => {
-                        Ok(Measured { times_us, operations, elapsed_us, frames, bytes })
+                    Answer::Bench { times_us, begun, operations, elapsed_us } => {
+                        Ok(Measured { times_us, begun, operations, elapsed_us })
                     }
                     other => Err(unexpected(&other)),
                 })
@@ -150,4 +214,18 @@ fn measure(
 
 fn p50(percentiles: &Value) -> f64 {
     percentiles["p50"].as_f64().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_all_counts_and_each_ones_first() {
+        let heard = [vec![(1, 15), (1, 99), (2, 30)], vec![(1, 18), (7, 50)]];
+        let begun = vec![(1, 10), (2, 20), (3, 30)];
+        let measured = [Measured { times_us: Vec::new(), begun, operations: 3, elapsed_us: 9 }];
+        assert_eq!(until_last(&measured, &heard), [8.0]);
+        assert_eq!(until_last(&measured, &[]), [0.0; 0]);
+    }
 }
