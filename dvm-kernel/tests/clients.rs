@@ -16,7 +16,7 @@ use std::time::Duration;
 
 fn hello() -> ToKernel {
     let request = Request::Hello { version: LOCAL_VERSION, client: "test".into() };
-    ToKernel { id: 1, stamp: None, timeout_ms: None, request }
+    ToKernel { id: 1, stamp: None, timeout_ms: None, seen: None, request }
 }
 
 /// A connection that has said hello, frame by frame.

@@ -12,7 +12,7 @@ pub use events::{End, Events, Filter, Next};
 
 use crate::local::{Answer, Failure, FailureCode, Request, Since, Stamp};
 use crate::place::{DvmPlace, PlaceError};
-use connection::{Connection, Refusal};
+use connection::{Connection, Refusal, With};
 use std::fs::File;
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -143,6 +143,8 @@ pub struct Client {
     named: bool,
     /// Of the last stamp drawn.
     seq: u64,
+    /// Cursor of the last receipt: what this client was told must not be gone behind its back.
+    seen: Option<String>,
 }
 
 /// What may be done with a request whose kernel was lost before it answered.
@@ -177,7 +179,15 @@ impl Client {
     /// `NoDvm` if no kernel answers.
     pub fn with_session(target: Target, session: impl Into<String>) -> Result<Self, Failure> {
         let connection = Some(target.connect(&[])?);
-        Ok(Self { target, connection, shunned: Vec::new(), session: session.into(), named: true, seq: 0 })
+        Ok(Self {
+            target,
+            connection,
+            shunned: Vec::new(),
+            session: session.into(),
+            named: true,
+            seq: 0,
+            seen: None,
+        })
     }
 
     /// The member talked to; none right after its kernel was lost.
@@ -202,7 +212,8 @@ impl Client {
     ///
     /// # Errors
     /// What the kernel says; `Unknown` when time is up, or when the kernel was lost, no other one is here, and the
-    /// change may or may not take effect.
+    /// change may or may not take effect; `PartitionLost`, once, when what this client was told last is not in the
+    /// history that stands: nothing was done, and what was read before is to be read anew.
     pub fn request(
         &mut self,
         request: Request,
@@ -253,8 +264,18 @@ impl Client {
             }
             let connection = self.connection.as_mut().expect("connected above");
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            match exchange(connection, request, stamp.as_ref(), left) {
-                Ok(Ok(answer)) => return Ok(answer),
+            let seen = self.seen.as_deref().filter(|_| kind != Kind::Local);
+            match exchange(connection, request, With { stamp: stamp.as_ref(), seen }, left) {
+                Ok(Ok(answer)) => {
+                    if let Some(receipt) = answer.receipt() {
+                        self.seen = Some(receipt.cursor.clone());
+                    }
+                    return Ok(answer);
+                }
+                Ok(Err(failure)) if failure.code == FailureCode::PartitionLost => {
+                    self.seen = None;
+                    return Err(failure);
+                }
                 Ok(Err(failure)) if failure.code == FailureCode::NoDvm && can_move => {
                     self.shun();
                 }
@@ -310,11 +331,11 @@ impl Client {
 fn exchange(
     connection: &mut Connection,
     request: &Request,
-    stamp: Option<&Stamp>,
+    with: With<'_>,
     left: Option<Duration>,
 ) -> io::Result<Result<Answer, Failure>> {
     let deadline = left.map(|left| Instant::now() + left + GRACE);
-    let id = connection.send(request, stamp, left, deadline)?;
+    let id = connection.send(request, with, left, deadline)?;
     loop {
         let message = connection.receive(deadline)?;
         // Others are late answers to requests that were given up.

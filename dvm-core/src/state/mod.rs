@@ -53,6 +53,8 @@ pub struct State {
     pub keys: Table<String, KeyRecord>,
     /// Open sessions.
     pub sessions: Table<String, Session>,
+    /// The last answers of each session, by its name and sequence number, with the index of the entry that was told.
+    pub answers: Table<(String, u64), (HistoryIndex, Applied)>,
     /// Sessions by the entry that used them last.
     pub sessions_by_use: Table<HistoryIndex, String>,
     /// The last use of any session that was closed to make room: what was opened later is open still.
@@ -148,6 +150,7 @@ impl State {
             plugins: Table::default(),
             keys: Table::default(),
             sessions: Table::default(),
+            answers: Table::default(),
             sessions_by_use: Table::default(),
             sessions_closed: HistoryIndex(0),
             open: BTreeMap::new(),
@@ -171,7 +174,8 @@ impl State {
     pub fn hash(&self) -> [u8; 32] {
         let small =
             (&self.id, &self.config, &self.view, self.index, self.key, &self.history_hash, &self.members);
-        let tables = (self.plugins.hash(), self.keys.hash(), self.sessions.hash(), &self.open, self.fence);
+        let sessions = (self.sessions.hash(), self.answers.hash(), self.sessions_closed);
+        let tables = (self.plugins.hash(), self.keys.hash(), sessions, &self.open, self.fence);
         let rest = (self.last_confirmed, self.epoch_floor, &self.healing);
         let bytes = postcard::to_allocvec(&(small, tables, rest)).expect("the state is plain data");
         *blake3::hash(&bytes).as_bytes()

@@ -13,19 +13,17 @@ use serde::{Deserialize, Serialize};
 /// Sessions kept.
 const SESSIONS_MAX: usize = 64 << 10;
 /// Answers kept per session.
-const ANSWERS_MAX: usize = 32;
+const ANSWERS_MAX: u64 = 32;
 /// Sessions that go with a branch that is taken in, the latest used.
 const ADOPTED_MAX: usize = 256;
 /// How a name begins that the DVM gave out, and no client can choose.
 const GIVEN: char = '#';
 
 /// A client session: what it did last.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
     /// The last sequence number that took effect; 0 before any.
     pub last: u64,
-    /// The last answers, oldest first: sequence number, index, answer.
-    pub answers: Vec<(u64, HistoryIndex, Applied)>,
     /// The entry that opened it.
     pub opened: HistoryIndex,
     /// The entry that used it last.
@@ -34,7 +32,7 @@ pub struct Session {
 
 impl Session {
     fn new(opened: HistoryIndex) -> Self {
-        Self { last: 0, answers: Vec::new(), opened, used: opened }
+        Self { last: 0, opened, used: opened }
     }
 }
 
@@ -44,8 +42,7 @@ impl State {
             self.apply_change(submission.change, step);
             return;
         };
-        let known = self.sessions.get(&stamp.session).cloned();
-        let mut session = match known {
+        let mut session = match self.sessions.get(&stamp.session).copied() {
             Some(session) => session,
             None if stamp.seq == 1 && !stamp.session.starts_with(GIVEN) => Session::new(step.first),
             None => {
@@ -54,11 +51,8 @@ impl State {
             }
         };
         if stamp.seq <= session.last {
-            let kept = session.answers.iter().find(|(seq, ..)| *seq == stamp.seq);
-            step.applied = match kept {
-                Some((_, index, first)) => {
-                    Applied::Repeated { index: *index, first: Box::new(first.clone()) }
-                }
+            step.applied = match self.answers.get(&(stamp.session, stamp.seq)) {
+                Some((index, first)) => Applied::Repeated { index: *index, first: Box::new(first.clone()) },
                 None => refused("sequence", "the first answer is no longer kept"),
             };
             return;
@@ -71,9 +65,9 @@ impl State {
         session.last = stamp.seq;
         // As `apply` numbers it: one index per event, and receipts name the last.
         let index = HistoryIndex(self.index.0 + (step.kinds.len() as u64).max(1));
-        session.answers.push((stamp.seq, index, step.applied.clone()));
-        if session.answers.len() > ANSWERS_MAX {
-            session.answers.remove(0);
+        self.answers.insert((stamp.session.clone(), stamp.seq), (index, step.applied.clone()));
+        if stamp.seq > ANSWERS_MAX {
+            self.answers.remove(&(stamp.session.clone(), stamp.seq - ANSWERS_MAX));
         }
         self.keep_session(stamp.session, session, step.first);
     }
@@ -96,10 +90,20 @@ impl State {
         if self.sessions.len() > SESSIONS_MAX {
             let oldest = self.sessions_by_use.iter().next().map(|(used, name)| (*used, name.clone()));
             if let Some((used, name)) = oldest {
-                self.sessions_by_use.remove(&used);
-                self.sessions.remove(&name);
-                self.sessions_closed = self.sessions_closed.max(used);
+                self.close_session(name, used);
             }
+        }
+    }
+
+    fn close_session(&mut self, name: String, used: HistoryIndex) {
+        let last = self.sessions.get(&name).map_or(0, |session| session.last);
+        self.sessions.remove(&name);
+        self.sessions_by_use.remove(&used);
+        self.sessions_closed = self.sessions_closed.max(used);
+        let mut key = (name, 0);
+        for seq in last.saturating_sub(ANSWERS_MAX) + 1..=last {
+            key.1 = seq;
+            self.answers.remove(&key);
         }
     }
 

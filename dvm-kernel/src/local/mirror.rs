@@ -18,6 +18,9 @@ pub(crate) enum Item {
     Note(Rc<EventDoc>),
 }
 
+/// Views kept, as many as the state keeps.
+const ANCESTRY_MAX: usize = 1_024;
+
 /// The tail.
 #[derive(Debug, Default)]
 pub(crate) struct Mirror {
@@ -29,7 +32,7 @@ pub(crate) struct Mirror {
     entries: VecDeque<Arc<Entry>>,
     entry_bytes: u64,
     /// Views of this branch and the index of each one's entry.
-    ancestry: Vec<(ViewId, HistoryIndex)>,
+    ancestry: VecDeque<(ViewId, HistoryIndex)>,
     /// Last index told.
     index: HistoryIndex,
     /// One more each time another history took this one's place.
@@ -66,7 +69,10 @@ impl Mirror {
     pub(crate) fn push(&mut self, delivery: &Delivery, entries_max: u64, bytes_max: u64) {
         let entry = &delivery.entry;
         if let Content::View(proposal) = &entry.content {
-            self.ancestry.push((proposal.view.id, entry.index));
+            self.ancestry.push_back((proposal.view.id, entry.index));
+            if self.ancestry.len() > ANCESTRY_MAX {
+                self.ancestry.pop_front();
+            }
         }
         self.entry_bytes += size(entry);
         self.entries.push_back(entry.clone());
@@ -102,7 +108,7 @@ impl Mirror {
         self.items = events.into_iter().map(Item::Event).collect();
         self.entry_bytes = entries.iter().map(|entry| size(entry)).sum();
         self.entries = entries.into();
-        (self.ancestry, self.index) = (ancestry, index);
+        (self.ancestry, self.index) = (ancestry.into(), index);
         self.generation += 1;
     }
 
@@ -189,10 +195,10 @@ impl Mirror {
         if found.is_empty() { Found::Nothing } else { Found::Items(found) }
     }
 
-    /// Whether a place lies on this branch, as far as is still known.
-    fn has(&self, place: Place) -> bool {
-        let Some((oldest, _)) = self.ancestry.first() else { return true };
-        let newest = self.ancestry.last().map_or(place.view.epoch, |(view, _)| view.epoch);
+    /// Whether a place lies on this branch, as far as is still known; one that lies ahead may.
+    pub(crate) fn has(&self, place: Place) -> bool {
+        let Some((oldest, _)) = self.ancestry.front() else { return true };
+        let newest = self.ancestry.back().map_or(place.view.epoch, |(view, _)| view.epoch);
         if place.view.epoch < oldest.epoch || place.view.epoch > newest {
             return true;
         }

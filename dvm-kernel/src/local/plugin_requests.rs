@@ -273,7 +273,7 @@ impl Server {
                 let request =
                     Request::Call { plugin: plugin.clone(), command: command.clone(), query: true, fresh };
                 let timeout_ms = Some(limit.as_millis() as u64);
-                let message = encode(&ToKernel { id: 1, stamp: None, timeout_ms, request });
+                let message = encode(&ToKernel { id: 1, stamp: None, timeout_ms, seen: None, request });
                 let relayed = self.peers.relay(member, message, limit).await;
                 if let Ok(Ok(ToClient { answer: Ok(answer), .. })) = relayed.map(|bytes| decode(&bytes)) {
                     return Ok(answer);

@@ -3,7 +3,7 @@
 use super::Server;
 use super::changes::accepted;
 use super::connections::Outgoing;
-use super::documents::{self, Beside, Seen};
+use super::documents::{self, Beside, Place, Seen};
 use crate::plugins::ToPlugins;
 use crate::ring::RingGone;
 use crate::security::fill_random;
@@ -20,10 +20,14 @@ use serde_json::Value;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// Bytes of entries in one answer, about.
 const LIST_MAX: usize = FRAME_MAX * 3 / 4;
+
+/// How long a client waits at most for a kernel that is behind what it saw elsewhere, and how often it is looked.
+const REACH: Duration = Duration::from_secs(10);
+const BEHIND: Duration = Duration::from_millis(1);
 
 /// How long the plug-ins' manager is asked for figures of a status.
 const FIGURES: Duration = Duration::from_millis(50);
@@ -89,12 +93,47 @@ impl Server {
             let text = format!("the kernel of {} is not a member now", self.identity.borrow().name);
             return Err(Failure::new(FailureCode::NoDvm, text));
         }
-        let Some(deadline) = deadline else { return self.dispatch(message.request, &ask).await };
-        timeout_at(deadline, self.dispatch(message.request, &ask)).await.unwrap_or_else(|_| {
+        let answer = async {
+            if let Some(seen) = &message.seen {
+                self.reach(seen).await?;
+            }
+            self.dispatch(message.request, &ask).await
+        };
+        let Some(deadline) = deadline else { return answer.await };
+        timeout_at(deadline, answer).await.unwrap_or_else(|_| {
             let ms = message.timeout_ms.unwrap_or_default();
             Err(Failure::new(FailureCode::Unknown, format!("not done within {ms} ms; it may still be"))
                 .hint("`dvm status` shows what the DVM waits for; --timeout gives it longer"))
         })
+    }
+
+    /// Waits until this kernel has what a client was told elsewhere, as the receipt's cursor says.
+    async fn reach(self: &Rc<Self>, cursor: &str) -> Result<(), Failure> {
+        let place = Place::parse(cursor).ok_or_else(|| {
+            Failure::new(FailureCode::Usage, format!("`{cursor}` is no cursor of a receipt"))
+        })?;
+        let until = Instant::now() + REACH;
+        loop {
+            self.catch_up();
+            let (has, index) = (self.mirror.borrow().has(place), self.mirror.borrow().index());
+            if !has {
+                let text =
+                    "the branch of the history that this client was last told of was lost in a partition";
+                return Err(Failure::new(FailureCode::PartitionLost, text)
+                    .cause("another branch stands, and nothing was done")
+                    .hint("read your keys anew, then repeat; `dvm history --orphans` shows what was lost"));
+            }
+            if index >= place.index {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                let name = &self.identity.borrow().name;
+                let text =
+                    format!("{name} is at index {index}, behind what this client saw ({})", place.index);
+                return Err(Failure::new(FailureCode::Failure, text).hint("ask another member: --member"));
+            }
+            sleep(BEHIND).await;
+        }
     }
 
     async fn dispatch(self: &Rc<Self>, request: Request, ask: &Ask) -> Result<Answer, Failure> {

@@ -30,6 +30,14 @@ pub(super) enum Refusal {
     Failed(Failure),
 }
 
+/// What goes with a request.
+#[derive(Clone, Copy, Default)]
+pub(super) struct With<'a> {
+    pub(super) stamp: Option<&'a Stamp>,
+    /// Cursor of the last receipt.
+    pub(super) seen: Option<&'a str>,
+}
+
 impl Connection {
     /// Connects and says hello.
     pub(super) fn open(target: &Target, member: &str, until: Instant) -> Result<Self, Refusal> {
@@ -46,7 +54,7 @@ impl Connection {
         let silent_or_gone = |error: io::Error| {
             if error.kind() == io::ErrorKind::TimedOut { Refusal::Silent } else { Refusal::Gone }
         };
-        connection.send(&hello, None, None, Some(until)).map_err(silent_or_gone)?;
+        connection.send(&hello, With::default(), None, Some(until)).map_err(silent_or_gone)?;
         match connection.receive(Some(until)).map_err(silent_or_gone)?.answer {
             Ok(Answer::Hello { member, .. }) => {
                 connection.member = member;
@@ -66,14 +74,15 @@ impl Connection {
     pub(super) fn send(
         &mut self,
         request: &Request,
-        stamp: Option<&Stamp>,
+        with: With<'_>,
         timeout: Option<Duration>,
         deadline: Option<Instant>,
     ) -> io::Result<u64> {
         self.last_id += 1;
         let message = ToKernel {
             id: self.last_id,
-            stamp: stamp.cloned(),
+            stamp: with.stamp.cloned(),
+            seen: with.seen.map(Into::into),
             timeout_ms: timeout.map(|timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
             request: request.clone(),
         };

@@ -4,7 +4,7 @@
 //! `detached` once and tries again for as long as its caller asks for events. No event is told twice, none is missed:
 //! what no kernel keeps any more is told as `overflow` by the kernel.
 
-use super::connection::Connection;
+use super::connection::{Connection, With};
 use super::{GRACE, Target};
 use crate::local::{Answer, EventDoc, Failure, FailureCode, Request, Since};
 use serde_json::Map;
@@ -141,7 +141,7 @@ impl Events {
         };
         if self.filter.follow && self.since == Since::Now {
             // From here on the place is known, whichever kernel tells what follows.
-            let id = connection.send(&Request::Status, None, None, deadline).map_err(gone)?;
+            let id = connection.send(&Request::Status, With::default(), None, deadline).map_err(gone)?;
             loop {
                 let message = connection.receive(deadline).map_err(gone)?;
                 match message.answer? {
@@ -159,7 +159,7 @@ impl Events {
             follow: self.filter.follow,
             key_prefix: self.filter.key_prefix.clone(),
         };
-        let id = connection.send(&request, None, None, deadline).map_err(gone)?;
+        let id = connection.send(&request, With::default(), None, deadline).map_err(gone)?;
         self.attached = Some((connection, id));
         self.detached = false;
         Ok(())

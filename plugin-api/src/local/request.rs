@@ -14,6 +14,9 @@ pub struct ToKernel {
     pub stamp: Option<Stamp>,
     /// How long the kernel may take, milliseconds; `None`: no limit.
     pub timeout_ms: Option<u64>,
+    /// Cursor of the last receipt the client was given. A kernel whose history does not have it refuses with
+    /// `partition-lost`; one that is behind it catches up first.
+    pub seen: Option<String>,
     /// What is asked.
     pub request: Request,
 }
@@ -383,6 +386,20 @@ pub struct Failure {
     pub hint: Option<String>,
 }
 
+impl Answer {
+    /// Where in the history it stands, if it does.
+    #[must_use]
+    pub fn receipt(&self) -> Option<&Receipt> {
+        match self {
+            Self::Done { receipt, .. } | Self::Reply { receipt, .. } => receipt.as_ref(),
+            Self::Transaction(document) => {
+                Some(&document.receipt).filter(|receipt| !receipt.cursor.is_empty())
+            }
+            _ => None,
+        }
+    }
+}
+
 impl Failure {
     /// A failure with a message alone.
     #[must_use]
@@ -419,6 +436,8 @@ pub enum FailureCode {
     Rejected,
     /// The history that stands does not have the session's earlier requests: the branch they were in was lost.
     SessionLost,
+    /// The history that stands does not have what the client was last told: the branch it was told on was lost.
+    PartitionLost,
     /// Timed out, or the kernel was lost: the outcome is unknown.
     Unknown,
     /// No such thing.
@@ -437,7 +456,7 @@ impl FailureCode {
             Self::Failure => 1,
             Self::Usage => 2,
             Self::NoDvm => 3,
-            Self::Rejected | Self::SessionLost => 4,
+            Self::Rejected | Self::SessionLost | Self::PartitionLost => 4,
             Self::Unknown => 5,
             Self::NotFound => 6,
             Self::Denied => 7,
@@ -454,6 +473,7 @@ impl FailureCode {
             Self::NoDvm => "no-dvm",
             Self::Rejected => "rejected",
             Self::SessionLost => "session-lost",
+            Self::PartitionLost => "partition-lost",
             Self::Unknown => "unknown",
             Self::NotFound => "not-found",
             Self::Denied => "denied",
