@@ -219,6 +219,14 @@ impl Checker {
         })
     }
 
+    /// A process asks for what came after `index`: it goes on from there, and may not have passed it already.
+    pub(crate) fn check_asked(&self, pid: usize, index: HistoryIndex) -> Verdict {
+        let passed = self.seats[pid].index;
+        ensure(index >= passed, "I22", || {
+            format!("process {pid} was at {passed} and asks for what came after {index}")
+        })
+    }
+
     /// The place of a copy must be one that its sender passed.
     fn copy(&mut self, pid: usize, index: HistoryIndex, hash: [u8; 32]) -> Verdict {
         let at = self.seats[pid].at.and_then(|at| self.tree.at_index(at, index));

@@ -187,6 +187,18 @@ impl Point {
         Self::Commit,
     ];
 
+    /// Where a member that was left out looks for a branch that takes it in.
+    const RETURN: [Self; 8] = [
+        Self::Excluded,
+        Self::Taken,
+        Self::Expelled,
+        Self::Join,
+        Self::Join,
+        Self::Snapshot,
+        Self::Tail,
+        Self::Probe,
+    ];
+
     /// The place that an output marks, if it does.
     pub(crate) fn of(output: &Output) -> Option<Self> {
         Some(match output {
@@ -349,7 +361,11 @@ impl Plan {
         for number in 0..options.aims as usize {
             let number = number + options.faults as usize;
             // Half of them at a view change, where a lost step costs most.
-            let points: &[Point] = if prng.chance(1, 2) { &Point::FLUSH } else { &Point::ALL };
+            let points: &[Point] = match prng.below(4) {
+                0 | 1 => &Point::FLUSH,
+                2 => &Point::RETURN,
+                _ => &Point::ALL,
+            };
             let point = one_of(&mut prng, points);
             let nth = if prng.chance(1, 2) { between(&mut prng, 1, 4) } else { between(&mut prng, 1, 30) };
             // Half follow another, so that one step of the protocol is lost after the other.

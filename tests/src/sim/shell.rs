@@ -105,6 +105,10 @@ impl World {
         let from = self.processes[pid].id();
         let verdict = self.checker.ballots.sent(from, &message);
         self.judge_safety(verdict);
+        if let Control::TailRequest { after } = &message {
+            let verdict = self.checker.check_asked(pid, *after);
+            self.judge_safety(verdict);
+        }
         self.mutate(&mut message);
         let Some(&target) = self.who.get(&to) else { return };
         let (here, there) = (self.processes[pid].host, self.processes[target].host);
