@@ -31,6 +31,8 @@ fn unknown_things_are_named_and_change_nothing() {
         (&["state", "put", "dvm/reserved", "1"], "denied", 7),
         (&["history", "--from", "9", "--to", "3"], "usage", 2),
         (&["events", "--since", "nowhere"], "usage", 2),
+        (&["events", "--kind", "nothing"], "usage", 2),
+        (&["history", "--transaction", "t0.9"], "not-found", 6),
         (&["--timeout", "soon", "status"], "usage", 2),
         (&["wait", "patiently"], "usage", 2),
         (&["nonsense"], "usage", 2),
