@@ -31,6 +31,8 @@ fn unknown_things_are_named_and_change_nothing() {
         (&["state", "put", "dvm/reserved", "1"], "denied", 7),
         (&["history", "--from", "9", "--to", "3"], "usage", 2),
         (&["events", "--since", "nowhere"], "usage", 2),
+        (&["events", "--kind", "nothing"], "usage", 2),
+        (&["history", "--transaction", "t0.9"], "not-found", 6),
         (&["--timeout", "soon", "status"], "usage", 2),
         (&["wait", "patiently"], "usage", 2),
         (&["nonsense"], "usage", 2),
@@ -198,6 +200,39 @@ fn members_are_added_tagged_and_removed() {
     cluster.verify();
 }
 
+/// Name, rank, and the first digits of an id are one to every command that takes a member.
+#[test]
+fn a_member_has_three_names() {
+    let cluster = Cluster::up(3, &["--set", "chaos=true", "--set", "silence_ms=60000"]);
+    // Those that join at once have ranks in any order.
+    let last = cluster.ok(&["members"])["members"][2].clone();
+    let name = last["name"].as_str().expect("a name");
+    let id = last["id"].as_str().expect("an id")[..6].to_owned();
+    let others: Vec<_> = cluster.members().into_iter().filter(|member| member != name).collect();
+    let _ = cluster.ok(&["plugin", "load", "counter"]);
+    for member in [name, "rank:2", id.as_str()] {
+        assert_eq!(cluster.ok(&["--member", member, "status"])["through"], name, "{member}");
+        let _ = cluster.ok(&["--member", member, "config", "set", &format!("seen={}", member.len())]);
+        let killed = cluster.ok(&["chaos", "kill", "--plugin", "counter", "--on", member]);
+        assert_eq!(killed["killed"]["member"], name, "{member}");
+        let _ = cluster.ok(&["wait", "plugin=counter:running", "--timeout", "30s"]);
+        let paused = cluster.ok(&["chaos", "pause", member]);
+        assert_eq!(paused["paused"][0]["member"], name, "{member}");
+        let _ = cluster.ok(&["chaos", "resume", member]);
+        let cut = cluster.ok(&["chaos", "cut", &format!("{}/{member}", others.join(","))]);
+        assert_eq!(cut["cut"][1], json!([name]), "{member}");
+        let _ = cluster.ok(&["chaos", "heal"]);
+    }
+    let tags = cluster.ok(&["--member", &id, "config", "get"]);
+    assert_eq!(tags["tags"], json!({"seen": 6}), "{tags}");
+    for nobody in ["k9", "rank:9", "fffffffffff"] {
+        let _ = cluster.json(&["--member", nobody, "status"]).error("not-found", 6);
+        let _ = cluster.json(&["remove", nobody]).error("not-found", 6);
+    }
+    let _ = cluster.ok(&["remove", &id]);
+    cluster.settle(&others);
+}
+
 #[test]
 fn settings_are_agreed() {
     let cluster = Cluster::up(3, &["--set", "silence_ms=900"]);
@@ -224,9 +259,18 @@ fn settings_are_agreed() {
 #[test]
 fn logs_are_readable_while_it_lives_and_after() {
     let cluster = Cluster::up(2, &[]);
-    let _ = cluster.run(&["logs", "k1"]).exits(0);
+    let all = cluster.ok(&["members"])["members"].clone();
+    let id = all[1]["id"].as_str().expect("an id")[..6].to_owned();
+    for member in ["k1", "k[1-1]", "rank:1", id.as_str()] {
+        let lines = cluster.run(&["--json", "logs", member]).exits(0).lines();
+        assert!(!lines.is_empty() && lines.iter().all(|line| line["member"] == "k1"), "{member}: {lines:?}");
+    }
+    let none = cluster.json(&["logs", "k9"]).error("not-found", 6);
+    assert!(none.contains("k0, k1"), "{none}");
     let _ = cluster.ok(&["halt"]);
     assert!(cluster.logs().join("k1.log").is_file());
+    let _ = cluster.run(&["logs", "k1"]).exits(0);
+    let _ = cluster.json(&["logs", "rank:1"]).error("not-found", 6);
     let _ = cluster.json(&["status"]).error("no-dvm", 3);
     let _ = cluster.json(&["halt"]).error("no-dvm", 3);
 }

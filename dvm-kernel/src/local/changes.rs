@@ -278,7 +278,10 @@ fn find(state: &State, wanted: &str) -> Option<MemberId> {
 
 fn check_key(key: &str) -> Result<(), Failure> {
     if key.is_empty() || key.len() > KEY_MAX {
-        return Err(Failure::new(FailureCode::Usage, format!("a key has 1 to {KEY_MAX} bytes")));
+        return Err(Failure::new(
+            FailureCode::Usage,
+            format!("a key has 1 to {KEY_MAX} bytes, not {}", key.len()),
+        ));
     }
     Ok(())
 }
@@ -288,8 +291,9 @@ fn check_writable(key: &str) -> Result<(), Failure> {
     if key.starts_with(RESERVED) {
         return Err(Failure::new(
             FailureCode::Denied,
-            format!("keys that begin with `{RESERVED}` are the DVM's own"),
-        ));
+            format!("`{key}` cannot be changed: keys that begin with `{RESERVED}` are the DVM's own"),
+        )
+        .hint("give it another name, like app/x"));
     }
     Ok(())
 }

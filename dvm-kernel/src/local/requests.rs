@@ -214,7 +214,8 @@ impl Server {
             .in_state(move |state| (state.keys.get(&wanted).cloned(), state.index, state.view.label))
             .await?;
         let Some(KeyRecord { value, version }) = record else {
-            return Err(Failure::new(FailureCode::NotFound, format!("no key `{key}`")));
+            return Err(Failure::new(FailureCode::NotFound, format!("no key `{key}`"))
+                .hint("`dvm state list` prints those that are there"));
         };
         let (value, version) = (json_of(&value), version.0);
         Ok(Answer::Key(KeyDoc { key, value, version, index: index.0, label: label.word().into() }))

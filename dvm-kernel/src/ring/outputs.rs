@@ -94,7 +94,10 @@ impl Ring {
     pub(super) fn carry_out(&mut self, output: Output) {
         match output {
             Output::Ring { link, message } => {
-                if let Some(link) = self.links.get_mut(&link) {
+                // One that is cut holds what is placed, as TCP does: it may be healed before it counts as broken.
+                let mut stalled = self.stalled.iter_mut().filter(|(_, gives_up)| gives_up.is_some());
+                let cut = || stalled.find(|(one, _)| one.id == link).map(|(one, _)| one);
+                if let Some(link) = self.links.get_mut(&link).or_else(cut) {
                     link.place(&message);
                 }
             }

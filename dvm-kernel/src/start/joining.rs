@@ -63,7 +63,9 @@ impl Beginning {
 fn found(name: &str, settings: &[(String, String)]) -> Result<Beginning, Failed> {
     let mut config = Config::default();
     for (key, value) in settings {
-        config.set(key, value).map_err(|error| Failed::new("start", error, "see `dvm config get`"))?;
+        config
+            .set(key, value)
+            .map_err(|error| Failed::new("start", error, "correct it in --set KEY=VALUE"))?;
     }
     let (dvm, lineage) = (draw_id(), Lineage(draw_id()));
     let genesis = Genesis { name: name.into(), id: dvm, lineage, config };

@@ -21,8 +21,44 @@ pub(crate) struct EventsArgs {
     #[arg(long, value_name = "INDEX|CURSOR|now|all", value_parser = parse::since)]
     since: Option<Since>,
     /// Only kinds that begin so; repeat
-    #[arg(long = "kind", value_name = "PREFIX")]
+    #[arg(long = "kind", value_name = "PREFIX", value_parser = kind)]
     kinds: Vec<String>,
+}
+
+/// All kinds: a prefix that begins none of them is a slip, and would be waited for in vain.
+const KINDS: [&str; 25] = [
+    "member-joined",
+    "member-left",
+    "member-failed",
+    "member-changed",
+    "member-suspected",
+    "plugin-loaded",
+    "plugin-unloaded",
+    "plugin-configured",
+    "plugin-upgraded",
+    "plugin-rejected",
+    "plugin-changed",
+    "instance-started",
+    "instance-failed",
+    "instance-restarted",
+    "instance-promoted",
+    "instance-demoted",
+    "config-changed",
+    "key-changed",
+    "quorum-lost",
+    "quorum-regained",
+    "label-changed",
+    "partition-lost",
+    "halting",
+    "overflow",
+    "detached",
+];
+
+fn kind(prefix: &str) -> Result<String, String> {
+    if KINDS.iter().any(|kind| kind.starts_with(prefix)) {
+        return Ok(prefix.into());
+    }
+    Err(format!("no kind of event begins so; there are {}", KINDS.join(", ")))
 }
 
 pub(crate) fn events(context: &Context, args: EventsArgs) -> exit::Result {

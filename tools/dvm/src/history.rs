@@ -5,7 +5,7 @@ use crate::exit::{self, failed, usage};
 use crate::table::{Rows, count, plain};
 use clap::{Args, Subcommand};
 use dvm_plugin_api::client::{Client, REACH};
-use dvm_plugin_api::local::{Answer, Failure, HistoryEntry, Request, VerifyMember};
+use dvm_plugin_api::local::{Answer, Failure, FailureCode, HistoryEntry, Request, VerifyMember};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fs;
@@ -66,6 +66,11 @@ pub(crate) fn history(context: &Context, args: HistoryArgs) -> exit::Result {
             }
             other => return Err(unexpected(&other)),
         }
+    }
+    if let Some(id) = args.transaction.filter(|_| entries.is_empty()) {
+        return Err(Failure::new(FailureCode::NotFound, format!("no entry of a transaction `{id}` is kept"))
+            .cause("it was never ordered, its end is not here yet, or it is too long ago")
+            .hint("an id looks like t42b9bc4bd8b2.2; `dvm history` prints what is kept"));
     }
     context.out.tell(&json!({ "entries": entries }), || {
         let mut rows = Rows::new(&["index", "view", "label", "origin", "kind", "detail"]);

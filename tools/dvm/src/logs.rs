@@ -3,10 +3,11 @@
 use crate::context::{Context, status};
 use crate::exit::{self, usage};
 use crate::parse;
+use crate::selector::{names, select};
 use crate::up::logs_of;
 use clap::{Args, ValueEnum};
 use dvm_plugin_api::client::{Client, Target};
-use dvm_plugin_api::local::{Failure, FailureCode};
+use dvm_plugin_api::local::{Failure, FailureCode, Status};
 use dvm_plugin_api::place::{self, DvmPlace, natural};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -24,7 +25,7 @@ const BRIEF: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
-    /// Only of this member; default: of all
+    /// Only of this member, or of those that a list, a range or a tag means; default: of all
     #[arg(value_name = "M")]
     member: Option<String>,
     /// Go on with new lines
@@ -61,8 +62,9 @@ struct Line {
 }
 
 pub(crate) fn logs(context: &Context, args: &LogsArgs) -> exit::Result {
-    let directory = directory(context)?;
-    let mut files = files(&directory, args.member.as_deref())?;
+    let (directory, status) = look(context)?;
+    let wanted = args.member.as_deref().map(|member| who(member, &directory, status.as_ref())).transpose()?;
+    let mut files = files(&directory, wanted.as_deref())?;
     loop {
         let mut lines = Vec::new();
         for file in &mut files {
@@ -79,7 +81,7 @@ pub(crate) fn logs(context: &Context, args: &LogsArgs) -> exit::Result {
             return Ok(exit::OK);
         }
         sleep(LOOK);
-        for new in self::files(&directory, args.member.as_deref())? {
+        for new in self::files(&directory, wanted.as_deref())? {
             if !files.iter().any(|file| file.path == new.path) {
                 files.push(new);
             }
@@ -140,19 +142,26 @@ impl LogFile {
     }
 }
 
-/// The directory of the logs: a live kernel knows it, else it is the user's.
+/// The directory of the logs.
 pub(crate) fn directory(context: &Context) -> Result<PathBuf, Failure> {
+    Ok(look(context)?.0)
+}
+
+/// The directory of the logs, which a live kernel knows, else it is the user's; and what that kernel tells.
+fn look(context: &Context) -> Result<(PathBuf, Option<Status>), Failure> {
     let (place, _) = match context.place() {
         Ok(found) => found,
         // The only DVM on this host may be dead.
         Err(failure) if failure.code == FailureCode::NoDvm && context.global.dvm.is_none() => {
-            return only_dead(failure);
+            return Ok((only_dead(failure)?, None));
         }
         Err(failure) => return Err(failure),
     };
     let told = Client::connect(Target { reach: BRIEF, ..Target::new(place.clone(), "dvm logs") })
-        .and_then(|mut client| status(&mut client, Some(BRIEF)));
-    Ok(told.map_or_else(|_| dead_logs(&place), |status| logs_of(&status, &place)))
+        .and_then(|mut client| status(&mut client, Some(BRIEF)))
+        .ok();
+    let directory = told.as_ref().map_or_else(|| dead_logs(&place), |status| logs_of(status, &place));
+    Ok((directory, told))
 }
 
 fn dead_logs(place: &DvmPlace) -> PathBuf {
@@ -176,7 +185,30 @@ fn only_dead(none: Failure) -> Result<PathBuf, Failure> {
     }
 }
 
-fn files(directory: &Path, member: Option<&str>) -> Result<Vec<LogFile>, Failure> {
+/// Names of the members that are meant. Those that are spelled out need only have a log; what a rank, an id or a tag
+/// means is known while a kernel lives.
+fn who(member: &str, directory: &Path, status: Option<&Status>) -> Result<Vec<String>, Failure> {
+    let selectors = [member.to_owned()];
+    let mut spelled = names(&selectors)?;
+    spelled.retain(|name| place::log_file(directory, name).is_file());
+    if !spelled.is_empty() {
+        return Ok(spelled);
+    }
+    let here: Vec<_> = files(directory, None)?.into_iter().map(|file| file.member).collect();
+    let none =
+        Failure::new(FailureCode::NotFound, format!("no log of `{member}` in {}", directory.display())).hint(
+            format!("there are logs of {}; `dvm list` shows where those of other DVMs are", here.join(", ")),
+        );
+    match status {
+        Some(status) => select(&selectors, &status.members).map_err(|failure| match failure.code {
+            FailureCode::NotFound => none,
+            _ => failure,
+        }),
+        None => Err(none.cause("no kernel lives that could tell whose rank, id or tag it is")),
+    }
+}
+
+fn files(directory: &Path, members: Option<&[String]>) -> Result<Vec<LogFile>, Failure> {
     let mut found: Vec<_> = std::fs::read_dir(directory)
         .into_iter()
         .flatten()
@@ -185,10 +217,11 @@ fn files(directory: &Path, member: Option<&str>) -> Result<Vec<LogFile>, Failure
             let name = path.file_name()?.to_str()?.strip_suffix(".log")?.to_owned();
             Some(LogFile { path, member: name, offset: 0, last: (None, None, None) })
         })
-        .filter(|file| member.is_none_or(|member| file.member == member))
+        .filter(|file| members.is_none_or(|members| members.contains(&file.member)))
         .collect();
     if found.is_empty() {
-        let what = member.map_or_else(|| "no logs".to_owned(), |member| format!("no log of {member}"));
+        let what = members
+            .map_or_else(|| "no logs".to_owned(), |members| format!("no log of {}", members.join(", ")));
         return Err(Failure::new(FailureCode::NotFound, format!("{what} in {}", directory.display()))
             .hint("`dvm list` shows where the logs of your DVMs are"));
     }

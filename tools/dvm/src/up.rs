@@ -107,7 +107,8 @@ pub(crate) fn up(context: &Context, args: UpArgs) -> exit::Result {
     let members = args.place.local()?;
     let min = args.min.unwrap_or(members);
     if min == 0 || min > members {
-        return Err(usage(format!("--min wants 1 to {members}")));
+        return Err(usage(format!("--min wants 1 to {members}, for so many members are started"))
+            .hint("--local N starts more"));
     }
     let kernel = find_kernel(context.global.kernel.as_deref())?;
     let mut settings = args.settings;
@@ -219,7 +220,10 @@ fn run_inside(context: &Context, fleet: &Fleet, command: &[String]) -> exit::Res
     let status = Command::new(&command[0]).args(&command[1..]).env("DVM_URI", fleet.place().uri()).status();
     context.out.detail("halting");
     drop(keeper);
-    let status = status.map_err(|error| failed(format!("cannot run {}: {error}", command[0])))?;
+    let status = status.map_err(|error| {
+        failed(format!("cannot run {}: {error}", command[0]))
+            .hint("the DVM that was started for it is halted")
+    })?;
     let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(u8::try_from(code).unwrap_or(exit::FAILURE))
 }
