@@ -1,7 +1,10 @@
 //! The ring is cut: what each side may do under either policy, and how one history comes of two.
 
+use dvm_plugin_api::client::{Client, Target};
+use dvm_plugin_api::local::{Answer, Failure, FailureCode, Operation, Request};
 use dvm_tests::cluster::{Cluster, wait_for};
 use serde_json::Value;
+use std::time::Duration;
 
 /// Faults allowed, and short silence, so that a cut is soon noticed.
 const CHAOS: [&str; 4] = ["--set", "chaos=true", "--set", "silence_ms=400"];
@@ -78,6 +81,8 @@ fn under_survive_both_sides_go_on_and_one_history_stands_after_healing() {
     wait_view(&cluster, "k0", "normal", "provisional", 2);
     let lost = cluster.ok(&["--member", "k1", "state", "put", "side/small", "1"]);
     assert_eq!(lost["label"], "provisional", "{lost}");
+    let mut application = client(&cluster, "k1");
+    put(&mut application, "side/application").expect("acknowledged, provisionally");
     let kept = cluster.ok(&["--member", "k4", "state", "put", "side/large", "1"]);
     assert_eq!(kept["label"], "confirmed", "{kept}");
     let _ = cluster.ok(&["chaos", "heal"]);
@@ -92,6 +97,11 @@ fn under_survive_both_sides_go_on_and_one_history_stands_after_healing() {
         assert_eq!(cluster.json(&["--member", member, "state", "get", "side/small"]).exit, 6, "at {member}");
     }
     cluster.verify();
+    // Who was told of the other branch learns that it is gone before anything else is done, once.
+    let failure = put(&mut application, "late").expect_err("its branch is lost");
+    assert_eq!(failure.code, FailureCode::PartitionLost, "{failure:?}");
+    assert_eq!(cluster.json(&["state", "get", "late"]).exit, 6);
+    put(&mut application, "late").expect("acknowledged");
     orphaned(&cluster, "side/small");
     for member in ["k0", "k1"] {
         let told = cluster.run(&["--json-lines", "--member", member, "events", "--kind", "partition-lost"]);
@@ -105,6 +115,38 @@ fn under_survive_both_sides_go_on_and_one_history_stands_after_healing() {
     // The journal outlives its kernels.
     let _ = cluster.ok(&["halt"]);
     orphaned(&cluster, "side/small");
+}
+
+/// A client that lives on while the DVM changes.
+fn client(cluster: &Cluster, member: &str) -> Client {
+    let target = Target { prefer: Some(member.into()), ..Target::new(cluster.place(), "test") };
+    Client::connect(target).expect("a kernel")
+}
+
+fn put(client: &mut Client, key: &str) -> Result<Answer, Failure> {
+    let then = vec![Operation::Put { key: key.into(), value: Value::from(1) }];
+    let request = Request::StateTransaction { conditions: vec![], then, otherwise: vec![] };
+    client.request(request, None, Some(Duration::from_secs(30)))
+}
+
+#[test]
+fn with_resubmit_the_losers_changes_are_made_again() {
+    let cluster =
+        Cluster::up(3, &["--set", "chaos=true", "--set", "silence_ms=300", "--set", "merge=resubmit"]);
+    let _ = cluster.ok(&["chaos", "cut", "k0,k1/k2"]);
+    wait_view(&cluster, "k2", "normal", "provisional", 1);
+    for (key, value) in [("side/a", "1"), ("side/b", "2"), ("side/a", "3")] {
+        let put = cluster.ok(&["--member", "k2", "state", "put", key, value]);
+        assert_eq!(put["label"], "provisional", "{put}");
+    }
+    let _ = cluster.ok(&["chaos", "heal"]);
+    cluster.settle(&["k0", "k1", "k2"]);
+    wait_for("they stand", || {
+        let held = cluster.ok(&["--member", "k0", "state", "list", "side/"])["entries"].clone();
+        (held[0]["value"] == 3 && held[1]["value"] == 2).then_some(())
+    });
+    cluster.verify();
+    orphaned(&cluster, "side/b");
 }
 
 /// Asserts that the orphan journals tell of a key.

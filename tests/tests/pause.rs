@@ -38,6 +38,10 @@ fn pause(options: &[&str], pause: Duration) {
     wait_for("the pause is over", || (begin.elapsed() >= pause).then_some(()));
     signal(cluster.pid("k2"), Signal::CONT);
 
+    let suspected = ["--json-lines", "--member", "k0", "events", "--kind", "member-suspected"];
+    let told = cluster.run(&suspected).exits(0).lines();
+    assert!(told.iter().any(|event| event["member"] == "k2" && event["index"].is_null()), "{told:?}");
+
     let put = put.wait_with_output().expect("the put ends");
     cluster.settle(&["k0", "k1", "k2", "k3"]);
     let after = member(&cluster, "k2").expect("a member")["id"].clone();

@@ -1,7 +1,7 @@
 //! The client against kernels that are threads of this test and behave as told.
 
 use super::*;
-use crate::local::{EventDoc, ToClient, ToKernel, read_frame, write_frame};
+use crate::local::{EventDoc, Receipt, ToClient, ToKernel, read_frame, write_frame};
 use crate::place::RuntimeDir;
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -96,6 +96,22 @@ fn a_change_moves_to_another_kernel_with_the_same_stamp() {
     let stamps = (k0.heard.recv().expect("heard").stamp, k1.heard.recv().expect("heard").stamp);
     assert_eq!(stamps.0, stamps.1);
     assert_eq!(stamps.0.expect("a stamp").seq, 1);
+}
+
+#[test]
+fn what_was_told_last_goes_with_the_next_request_until_it_is_lost() {
+    let (_base, place) = place();
+    let receipt = Receipt { cursor: "3-a-1-7".into(), ..Receipt::default() };
+    let told = Answer::Done { receipt: Some(receipt), held: None, version: None };
+    let lost = Failure::new(FailureCode::PartitionLost, "another branch stands");
+    let k0 = kernel(&place, "k0", vec![Act::Answer(Ok(told)), Act::Answer(Err(lost)), done()]);
+    let mut client = Client::connect(Target::new(place, "test")).expect("connected");
+    let mut ask = || client.request(Request::Promote, None, Some(REACH));
+    assert!(ask().is_ok());
+    assert_eq!(ask().expect_err("lost").code, FailureCode::PartitionLost);
+    assert!(ask().is_ok(), "it is told once");
+    let seen: Vec<_> = k0.heard.iter().map(|asked| asked.seen).collect();
+    assert_eq!(seen, [None, Some("3-a-1-7".into()), None]);
 }
 
 #[test]

@@ -59,8 +59,12 @@ fn write(target: Target, name: &str, stop: &AtomicBool) -> Vec<String> {
             }
             Ok(Answer::Done { .. }) => {}
             Ok(other) => panic!("a put is answered with {other:?}"),
-            // Nobody was promised anything.
-            Err(failure) if matches!(failure.code, FailureCode::Unknown | FailureCode::NoDvm) => {}
+            // Nobody was promised anything; or a provisional write is lost, and nothing of this one was done.
+            Err(failure)
+                if matches!(
+                    failure.code,
+                    FailureCode::Unknown | FailureCode::NoDvm | FailureCode::PartitionLost
+                ) => {}
             Err(failure) => panic!("{key}: {failure:?}"),
         }
         // Two cores carry all kernels of this test and of others.
