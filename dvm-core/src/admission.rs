@@ -212,7 +212,8 @@ impl Seat {
         let entries = entries.map(|entry| (**entry).clone()).collect();
         let none = alloc::vec![0; self.view.size()];
         let bodies = self.broadcast.bodies(&none, &alloc::vec![u64::MAX; self.view.size()]);
-        cx.send(from, Control::JoinerFill { view, index, entries, bodies });
+        let received = self.broadcast.received().to_vec();
+        cx.send(from, Control::JoinerFill { view, index, entries, bodies, received });
         Ok(())
     }
 }

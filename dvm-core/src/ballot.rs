@@ -177,6 +177,8 @@ impl Seat {
         let ballot = Ballot { round: promised.round + 1, rank: self.rank };
         let wedge = self.wedge.as_mut().expect("stopped above");
         (wedge.promised, wedge.responders, wedge.activity) = (ballot, responders.clone(), cx.now);
+        // An own ballot is a promise, too: what was not accepted until now never will be.
+        wedge.filling = None;
         let ack = Ack { received: self.broadcast.received().to_vec(), delivered, slots: wedge.slots.clone() };
         self.coordination = Some(Coordination {
             ballot,

@@ -25,8 +25,8 @@ pub(crate) struct Wedge {
     pub(crate) responders: Vec<MemberId>,
     /// Last accepted proposals, at most one of each kind. They outlive ballots and end with the view.
     pub(crate) slots: Vec<Accepted>,
-    /// A proposal that waits for bodies.
-    filling: Option<Accepted>,
+    /// A proposal that waits for bodies. It belongs to the promised ballot: a higher promise ends it.
+    pub(crate) filling: Option<Accepted>,
     /// When a coordinator was last heard to be at work.
     pub(crate) activity: crate::ids::Time,
 }
@@ -149,6 +149,7 @@ impl Seat {
             return;
         }
         let accepted = wedge.filling.take().expect("looked at above");
+        assert_eq!(accepted.ballot, wedge.promised, "a member accepts only in the ballot it has promised");
         for joiner in &accepted.proposal.joiners {
             cx.know(joiner);
         }

@@ -6,7 +6,7 @@
 use crate::admission::HALVINGS_MAX;
 use crate::config::{Config, Merge, Partition};
 use crate::cx::Cx;
-use crate::ids::{LinkId, MemberId, Rank, Time, ViewId};
+use crate::ids::{LinkId, MemberId, OriginSeq, Rank, Time, ViewId};
 use crate::io::{Answer, Input, Output, Refusal, Reject, Side, Snapshot, Standing};
 use crate::record::Record;
 use crate::ring::Own;
@@ -276,8 +276,8 @@ impl Joining {
                 self.accept(cx, from);
                 Ok(Next::Same)
             }
-            Control::JoinerFill { view, entries, bodies, .. } => {
-                self.on_fill(cx, from, view, &entries, bodies)
+            Control::JoinerFill { view, entries, bodies, received, .. } => {
+                self.on_fill(cx, from, view, &entries, bodies, &received)
             }
             Control::Commit { id, .. } => self.on_commit(cx, id),
             Control::Heartbeat(heartbeat) => {
@@ -413,6 +413,7 @@ impl Joining {
         view: ViewId,
         entries: &[Entry],
         bodies: Vec<Data>,
+        received: &[OriginSeq],
     ) -> Result<Next, Reject> {
         self.hear(cx, from);
         let (Some(record), Some(held)) = (&mut self.learned, &mut self.held) else { return Ok(Next::Same) };
@@ -427,7 +428,10 @@ impl Joining {
             }
         }
         let n = record.state.view.size();
-        if record.state.view.id != view || proposal.upto.len() != n {
+        // A fill that was asked for another ballot's proposal may be late, and lack what this one delivers.
+        let reaches =
+            received.len() == n && received.iter().zip(&proposal.upto).all(|(have, need)| have >= need);
+        if record.state.view.id != view || proposal.upto.len() != n || !reaches {
             return Ok(Next::Same);
         }
         let key = record.state.key;

@@ -472,6 +472,8 @@ pub enum Control {
         entries: Vec<Entry>,
         /// Undelivered bodies up to the proposal's `upto`, in key order.
         bodies: Vec<Data>,
+        /// How far the sender has received, by rank: its entries and bodies together reach so far.
+        received: Vec<OriginSeq>,
     },
     /// A branch looks for another one.
     Probe {

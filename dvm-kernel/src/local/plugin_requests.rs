@@ -66,7 +66,12 @@ impl Server {
             self.check_loaded(ask, plugin).await?;
         }
         let kind = match kind {
-            Asked::Load(load) => TransactionKind::Load(Box::new(self.spec(*load)?)),
+            Asked::Load(load) => {
+                let spec = self.spec(*load)?;
+                let limit_ms = self.in_state(|state| state.config.exec_limit_ms).await?;
+                self.peers.spread(spec.hash, spec.size, ask.left(Duration::from_millis(limit_ms))).await;
+                TransactionKind::Load(Box::new(spec))
+            }
             Asked::Unload { plugin } => TransactionKind::Unload { plugin },
             Asked::Configure { plugin, replace, keys } => {
                 let keys = keys.into_iter().map(|(key, value)| (key, value.map(|value| value.to_string())));

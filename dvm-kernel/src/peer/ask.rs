@@ -13,10 +13,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_rustls::client::TlsStream;
 
 /// How long a kernel may be silent in the middle of an answer.
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// How often it is looked whether a member that is waited for is one still.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +67,50 @@ impl Peers {
     /// The store.
     pub(crate) fn blobs(&self) -> &Blobs {
         &self.blobs
+    }
+
+    /// Has all other members fetch a library before its load is proposed, so that a slow way holds nothing up that is
+    /// ordered. Who cannot is not waited for: it says so when it executes the load.
+    pub(crate) async fn spread(&self, hash: [u8; 32], size: u64, limit: Duration) {
+        let mut asked = JoinSet::new();
+        for member in self.others() {
+            let peers = self.clone();
+            asked.spawn_local(async move {
+                tokio::select! {
+                    held = peers.hold(member, hash, size, limit) => held.map_err(|error| error.to_string()).flatten(),
+                    () = peers.departs(member) => Err("it is no member any more".into()),
+                }
+                .map_err(|why| tracing::info!(peer = %member, why, "a library was not fetched ahead"))
+            });
+        }
+        while asked.join_next().await.is_some() {}
+    }
+
+    async fn hold(
+        &self,
+        member: MemberId,
+        hash: [u8; 32],
+        size: u64,
+        limit: Duration,
+    ) -> Result<Result<(), String>, AskError> {
+        let mut stream = self.open(member, &Question::Hold { hash, size }).await?;
+        match reply(&mut stream, limit).await? {
+            Reply::Held(held) => Ok(held),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// Waits until a member is none any more.
+    async fn departs(&self, member: MemberId) {
+        while self.others().contains(&member) {
+            sleep(LOOK).await;
+        }
+    }
+
+    fn others(&self) -> Vec<MemberId> {
+        let me = self.shared.vault.tls().me;
+        let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.iter().copied().filter(|member| *member != me).collect()
     }
 
     /// Sends a state copy to a joiner.
@@ -139,10 +188,9 @@ impl Peers {
     /// Who may have a library: whoever proposed its load first.
     fn holders(&self, hash: &[u8; 32]) -> Vec<MemberId> {
         let me = self.shared.vault.tls().me;
-        let members = self.members.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let first = self.blobs.holder(hash);
-        let others = members.into_iter().filter(|member| Some(*member) != first);
-        first.into_iter().chain(others).filter(|member| *member != me).collect()
+        let first = self.blobs.holder(hash).filter(|member| *member != me);
+        let others = self.others().into_iter().filter(|member| Some(*member) != first);
+        first.into_iter().chain(others).collect()
     }
 }
 

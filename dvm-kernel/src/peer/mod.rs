@@ -41,6 +41,13 @@ enum Question {
         /// BLAKE3.
         hash: [u8; 32],
     },
+    /// Fetch the library with this hash from me, or from whoever has it: its load will be proposed.
+    Hold {
+        /// BLAKE3.
+        hash: [u8; 32],
+        /// Its size, bytes.
+        size: u64,
+    },
     /// A snapshot of your instance of a plug-in.
     PluginSnapshot {
         /// The plug-in.
@@ -70,6 +77,8 @@ enum Reply {
     Bytes(u64),
     /// It has none of that.
     None,
+    /// It has the library, or why not.
+    Held(Result<(), String>),
     /// The state is copied, as of this index. [`Through`] is expected.
     Copied(HistoryIndex),
     /// Hashes of history and state at the asked index; nothing if it cannot be brought there.

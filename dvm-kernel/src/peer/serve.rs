@@ -5,7 +5,7 @@ use crate::local::Server;
 use crate::net::frame::{self, HELLO_MAX};
 use crate::net::hello::{Admittance, Hello, Knock, Lane};
 use crate::net::{self, Shared};
-use crate::plugins::ToPlugins;
+use crate::plugins::{Peers as _, ToPlugins};
 use crate::security::ticket::hex;
 use dvm_core::ids::MemberId;
 use dvm_core::{Input, Phase};
@@ -82,6 +82,10 @@ async fn answer(server: &Rc<Server>, stream: TcpStream) -> io::Result<()> {
             };
             tracing::debug!(peer = %from, hash = hex(&hash), "library sent");
             return send_bytes(&mut stream, &bytes).await;
+        }
+        Question::Hold { hash, size } => {
+            server.peers.blobs().held_by(hash, from);
+            Reply::Held(server.peers.library(hash, size).await.map(drop))
         }
         Question::PluginSnapshot { plugin, since, at_least } => {
             let (answer, answered) = oneshot::channel();
