@@ -19,10 +19,8 @@ pub(crate) struct Reports {
 /// What one member has said about one view.
 #[derive(Default)]
 struct Acceptor {
-    /// The highest ballot that it answered.
+    /// The highest ballot that it ran or answered.
     promised: Option<Ballot>,
-    /// The highest one that it ran.
-    ran: Option<Ballot>,
     /// The last ballot in which it accepted, by kind. It may have accepted later ones, in words that were lost.
     accepted: BTreeMap<BallotKind, Ballot>,
 }
@@ -49,9 +47,7 @@ impl Reports {
         match message {
             Control::FlushRequest { view, ballot, responders, .. } => {
                 self.round(*view, *ballot).responders.clone_from(responders);
-                let ran = &mut self.acceptors.entry((from, *view)).or_default().ran;
-                *ran = (*ran).max(Some(*ballot));
-                Ok(())
+                self.promise(from, *view, *ballot)
             }
             Control::FlushAck { view, ballot, received, delivered, slots } => {
                 self.promise(from, *view, *ballot)?;
@@ -103,11 +99,7 @@ impl Reports {
         }
         let kind = *kind;
         self.promise(from, view, ballot)?;
-        let acceptor = self.acceptors.entry((from, view)).or_default();
-        // Known and still to be mended: a ballot of its own does not end what a member fills for an earlier one.
-        if acceptor.ran <= Some(ballot) {
-            acceptor.accepted.insert(kind, ballot);
-        }
+        self.acceptors.entry((from, view)).or_default().accepted.insert(kind, ballot);
         Ok(())
     }
 
@@ -132,6 +124,7 @@ impl Reports {
 
     fn propose(&mut self, from: MemberId, ballot: Ballot, kind: BallotKind, proposal: &Proposal) -> Verdict {
         let view = proposal.parent;
+        self.promise(from, view, ballot)?;
         if self.round(view, ballot).proposed.is_some() {
             return Ok(());
         }
