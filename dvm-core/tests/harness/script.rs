@@ -19,6 +19,7 @@
 //! | `hold A B`, `release A B` | from the next DATA on, ring frames from A to B are held; they go on |
 //! | `cut A,B / C,D`, `cut A > B`, `heal` | |
 //! | `lose WORD A B`, `lose nothing` | messages of the kind from A to B are lost; `*` is anybody |
+//! | `late WORD A B`, `late arrive` | the same are kept back, until all of them arrive in their order |
 //! | `run`, `wait TIME` | until only timers remain; for `300us`, `20ms`, `2s` |
 //! | `show views\|histories [N]\|keys\|plugins\|answers\|events M [N]\|orphans` | |
 
@@ -99,6 +100,8 @@ impl World {
             ["heal"] => self.heal(),
             ["lose", "nothing"] => self.losses.clear(),
             ["lose", word, a, b] => self.losses.push((word.into(), a.into(), b.into())),
+            ["late", "arrive"] => self.late_arrive(),
+            ["late", word, a, b] => self.late.push((word.into(), a.into(), b.into())),
             ["run"] => self.run(),
             ["wait", time] => self.wait_us(microseconds(time)),
             ["show", what, ref more @ ..] => self.show(what, more),

@@ -71,6 +71,9 @@ pub struct World {
     /// Kinds of messages that are told.
     pub trace: BTreeSet<String>,
     pub losses: Vec<Loss>,
+    /// Messages to keep back, as for losses, and those that are.
+    pub late: Vec<Loss>,
+    kept: Vec<Happening>,
     /// Who dies instead of sending its n-th message of a kind from now on.
     pub doomed: Vec<(usize, String, u32)>,
     /// Frames and messages sent so far, by kind.
@@ -94,6 +97,8 @@ impl World {
             log: Vec::new(),
             trace: BTreeSet::new(),
             losses: Vec::new(),
+            late: Vec::new(),
+            kept: Vec::new(),
             doomed: Vec::new(),
             sent: BTreeMap::new(),
             links: Vec::new(),
@@ -369,12 +374,27 @@ impl World {
 
     pub(super) fn send(&mut self, from: MemberId, to: MemberId, message: Control) {
         let kind = Self::control_kind(&message);
-        let is_lost = |(word, a, b): &Loss| {
+        let is_meant = |(word, a, b): &Loss| {
             let fits = |pattern: &str, member| pattern == "*" || pattern == self.shown(member);
             word == kind && fits(a, from) && fits(b, to)
         };
-        if !self.losses.iter().any(is_lost) {
-            self.after(HOP_US, Happening::Control { from, to, message });
+        if self.losses.iter().any(is_meant) {
+            return;
+        }
+        let is_late = self.late.iter().any(is_meant);
+        let arrival = Happening::Control { from, to, message };
+        if is_late {
+            self.kept.push(arrival);
+        } else {
+            self.after(HOP_US, arrival);
+        }
+    }
+
+    /// What was kept back arrives, in its order.
+    pub fn late_arrive(&mut self) {
+        self.late.clear();
+        for arrival in std::mem::take(&mut self.kept) {
+            self.after(HOP_US, arrival);
         }
     }
 
