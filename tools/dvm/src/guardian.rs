@@ -68,7 +68,8 @@ pub(crate) fn run(args: GuardianArgs) -> exit::Result {
     let client = Client::connect(Target::new(place.clone(), "dvm guardian"))?;
     let kinds = vec!["member-failed".to_owned(), "halting".to_owned()];
     let filter = Filter { kinds, follow: true, ..Filter::default() };
-    let mut events = client.events(Since::Now, filter)?;
+    // It starts with its DVM, so this is from the first event on: who dies before it listens is brought back, too.
+    let mut events = client.events(Since::All, filter)?;
     drop(client);
     let launcher = Launcher {
         kernel: args.program,
