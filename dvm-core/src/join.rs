@@ -38,6 +38,8 @@ pub(crate) struct Joining {
     contact: MemberId,
     /// Which of those that could know was asked last.
     tried: usize,
+    /// Whose branch lacks confirmed entries that are kept here: what it says does not count.
+    behind: Option<MemberId>,
     /// When one that was asked last answered.
     heard: Time,
     /// When it asks again.
@@ -121,6 +123,7 @@ impl Joining {
             origin: cx.origin.unwrap_or(contact),
             contact,
             tried: 0,
+            behind: None,
             heard: cx.now,
             due: cx.now,
             learned: None,
@@ -249,7 +252,7 @@ impl Joining {
     }
 
     fn hear(&mut self, cx: &mut Cx, from: MemberId) {
-        self.heard = cx.now;
+        (self.heard, self.behind) = (cx.now, None);
         self.contact = from;
         if core::mem::take(&mut self.stranded) {
             cx.stand(Standing::Joining);
@@ -258,6 +261,9 @@ impl Joining {
 
     fn on_control(&mut self, cx: &mut Cx, from: MemberId, message: Control) -> Result<Next, Reject> {
         match message {
+            Control::Tail { .. } if self.behind == Some(from) => {
+                Err(Reject::Unexpected { what: "word of a branch that is behind" })
+            }
             Control::Tail { entries, index, .. } => {
                 if self.lost.as_ref().is_none_or(|seat| index >= seat.record.state.index) {
                     self.hear(cx, from);
@@ -340,9 +346,8 @@ impl Joining {
     }
 
     fn on_snapshot(&mut self, cx: &mut Cx, from: MemberId, snapshot: Snapshot) {
-        let mine = self.lost.as_ref().map(|seat| (seat.record.state.index, seat.record.state.fence));
-        if mine.is_some_and(|(index, fence)| snapshot.state.index < index || snapshot.state.fence < fence) {
-            // Another branch, which has not taken this one in: what was told here must not be told again.
+        if self.lost.as_ref().is_some_and(|seat| !seat.record.state.may_give_way_to(&snapshot.state)) {
+            self.behind = Some(from);
             self.try_another(&cx.me);
             return;
         }

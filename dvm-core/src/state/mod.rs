@@ -197,6 +197,15 @@ impl State {
         alloc::format!("{}.{}.{}", self.view.id.epoch, self.view.proposer_name, self.view.id.round)
     }
 
+    /// Whether a member that holds this state may take `other` in its place: nothing confirmed is lost, and what was told
+    /// here is not told again.
+    pub(crate) fn may_give_way_to(&self, other: &Self) -> bool {
+        other.view.lineage == self.view.lineage
+            && other.last_confirmed >= self.last_confirmed
+            && other.index >= self.index
+            && other.fence >= self.fence
+    }
+
     /// This branch, for healing and expulsion.
     #[must_use]
     pub fn summary(&self) -> Summary {
