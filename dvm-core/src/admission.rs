@@ -130,7 +130,7 @@ impl Seat {
     /// Tells a joiner that somebody is here.
     fn wait(&self, cx: &mut Cx, joiner: MemberId) {
         let index = self.record.state.index;
-        cx.send(joiner, Control::Tail { after: index, entries: Vec::new(), index });
+        cx.send(joiner, Control::Tail { after: index, hash: None, entries: Vec::new(), index });
     }
 
     /// Sends the state, unless that was done a short while ago.
@@ -163,7 +163,8 @@ impl Seat {
             return Ok(());
         };
         let entries = part(entries, TAIL_BYTES);
-        cx.send(from, Control::Tail { after, entries, index: self.record.state.index });
+        let (hash, index) = (self.record.hash_at(after), self.record.state.index);
+        cx.send(from, Control::Tail { after, hash, entries, index });
         Ok(())
     }
 
@@ -213,7 +214,8 @@ impl Seat {
         let none = alloc::vec![0; self.view.size()];
         let bodies = self.broadcast.bodies(&none, &alloc::vec![u64::MAX; self.view.size()]);
         let received = self.broadcast.received().to_vec();
-        cx.send(from, Control::JoinerFill { view, index, entries, bodies, received });
+        let hash = self.record.hash_at(index);
+        cx.send(from, Control::JoinerFill { view, index, hash, entries, bodies, received });
         Ok(())
     }
 }

@@ -6,7 +6,7 @@
 use crate::admission::HALVINGS_MAX;
 use crate::config::{Config, Merge, Partition};
 use crate::cx::Cx;
-use crate::ids::{LinkId, MemberId, OriginSeq, Rank, Time, ViewId};
+use crate::ids::{HistoryIndex, LinkId, MemberId, Rank, Time, ViewId};
 use crate::io::{Answer, Input, Output, Refusal, Reject, Side, Snapshot, Standing};
 use crate::record::Record;
 use crate::ring::Own;
@@ -264,11 +264,11 @@ impl Joining {
             Control::Tail { .. } if self.behind == Some(from) => {
                 Err(Reject::Unexpected { what: "word of a branch that is behind" })
             }
-            Control::Tail { entries, index, .. } => {
+            Control::Tail { after, hash, entries, index } => {
                 if self.lost.as_ref().is_none_or(|seat| index >= seat.record.state.index) {
                     self.hear(cx, from);
                 }
-                self.on_tail(cx, from, entries, index)
+                self.on_tail(cx, from, (after, hash), entries, index)
             }
             Control::Propose { ballot, kind, proposal } => {
                 if !proposal.joiners.iter().any(|joiner| joiner.id == cx.me.id) {
@@ -282,9 +282,7 @@ impl Joining {
                 self.accept(cx, from);
                 Ok(Next::Same)
             }
-            Control::JoinerFill { view, entries, bodies, received, .. } => {
-                self.on_fill(cx, from, view, &entries, bodies, &received)
-            }
+            fill @ Control::JoinerFill { .. } => self.on_fill(cx, from, fill),
             Control::Commit { id, .. } => self.on_commit(cx, id),
             Control::Heartbeat(heartbeat) => {
                 let next = self.on_commit(cx, heartbeat.view.id)?;
@@ -369,11 +367,18 @@ impl Joining {
         &mut self,
         cx: &mut Cx,
         from: MemberId,
+        (after, hash): (HistoryIndex, Option<u64>),
         entries: Vec<Entry>,
-        index: crate::ids::HistoryIndex,
+        index: HistoryIndex,
     ) -> Result<Next, Reject> {
         let me = cx.me.id;
         let Some(record) = &mut self.learned else { return Ok(Next::Same) };
+        if !record.agrees(after, hash) {
+            // Another branch: begin anew with whoever said it.
+            (self.learned, self.held) = (None, None);
+            self.due = cx.now;
+            return Ok(Next::Same);
+        }
         let asked_more = !entries.is_empty();
         for entry in entries {
             if learn(record, cx, &entry).is_err() {
@@ -411,26 +416,19 @@ impl Joining {
         }
     }
 
-    fn on_fill(
-        &mut self,
-        cx: &mut Cx,
-        from: MemberId,
-        view: ViewId,
-        entries: &[Entry],
-        bodies: Vec<Data>,
-        received: &[OriginSeq],
-    ) -> Result<Next, Reject> {
+    fn on_fill(&mut self, cx: &mut Cx, from: MemberId, fill: Control) -> Result<Next, Reject> {
+        let Control::JoinerFill { view, index, hash, entries, bodies, received } = fill else {
+            return Err(Reject::Unexpected { what: "word for a member" });
+        };
         self.hear(cx, from);
         let (Some(record), Some(held)) = (&mut self.learned, &mut self.held) else { return Ok(Next::Same) };
         let proposal = &held.accepted.proposal;
         if proposal.parent != view || held.bodies.is_some() {
             return Ok(Next::Same);
         }
-        for entry in entries {
-            if learn(record, cx, entry).is_err() {
-                (self.learned, self.held) = (None, None);
-                return Ok(Next::Same);
-            }
+        if !record.agrees(index, hash) || entries.iter().any(|entry| learn(record, cx, entry).is_err()) {
+            (self.learned, self.held) = (None, None);
+            return Ok(Next::Same);
         }
         let n = record.state.view.size();
         // A fill that was asked for another ballot's proposal may be late, and lack what this one delivers.
@@ -482,7 +480,7 @@ impl Joining {
     }
 
     /// Takes the seat: what was learned replaces what was kept.
-    fn seat(&mut self, cx: &mut Cx, restored: crate::ids::HistoryIndex, deliveries: Vec<Output>) -> Next {
+    fn seat(&mut self, cx: &mut Cx, restored: HistoryIndex, deliveries: Vec<Output>) -> Next {
         let record = self.learned.take().expect("a seat needs a state");
         if let Some(mut lost) = self.lost.take() {
             let (fork, sure) = lost.record.fork(&record);

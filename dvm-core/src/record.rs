@@ -118,6 +118,18 @@ impl Record {
         Some(self.entries.range(from..))
     }
 
+    /// First bytes of the chain hash at an index, 0 where no entry of this history ends; nothing where that is not known.
+    pub(crate) fn hash_at(&self, index: HistoryIndex) -> Option<u64> {
+        let at = self.trail.partition_point(|(at, _)| *at < index);
+        let known = at > 0 || self.trail.front().is_some_and(|(first, _)| *first == index);
+        known.then(|| self.trail.get(at).filter(|(at, _)| *at == index).map_or(0, |(_, hash)| *hash))
+    }
+
+    /// Whether entries that follow `index` in another history may follow this one, as far as that one knows its hash.
+    pub(crate) fn agrees(&self, index: HistoryIndex, hash: Option<u64>) -> bool {
+        index != self.state.index || hash.is_none_or(|hash| hash == short(&self.state.history_hash))
+    }
+
     /// The last index that the other history's trail shares with this one, and whether that is sure.
     pub(crate) fn fork(&self, other: &Record) -> (HistoryIndex, bool) {
         let mine = |index: &HistoryIndex| {

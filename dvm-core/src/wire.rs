@@ -438,6 +438,9 @@ pub enum Control {
     Tail {
         /// The index they follow.
         after: HistoryIndex,
+        /// First bytes of the sender's chain hash there, as far as it knows: entries of another branch may have the
+        /// same indices.
+        hash: Option<u64>,
         /// They.
         entries: Vec<Entry>,
         /// The sponsor's own last index.
@@ -468,6 +471,8 @@ pub enum Control {
         view: ViewId,
         /// The asked index.
         index: HistoryIndex,
+        /// As in [`Control::Tail`].
+        hash: Option<u64>,
         /// Delivered entries.
         entries: Vec<Entry>,
         /// Undelivered bodies up to the proposal's `upto`, in key order.

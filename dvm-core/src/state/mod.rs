@@ -220,6 +220,9 @@ impl State {
         if entry.first != self.index.next() {
             return Err("the entry does not follow the state's index");
         }
+        if matches!(&entry.content, Content::View(proposal) if proposal.parent != self.view.id) {
+            return Err("the view does not follow the state's");
+        }
         let mut next = self.clone();
         let effect = next.apply(entry.key, entry.label, entry.content.clone());
         if effect.entry != *entry {

@@ -75,9 +75,8 @@ impl State {
     /// Opens a session under a name that no other can have: the message that asked for it, which is the only one of its
     /// number in its view on every branch.
     pub(super) fn open_session(&mut self, step: &mut Step) {
-        let (origin, oseq) = step.message.expect("a session is opened by a message");
-        let rank = self.view.rank_of(origin).expect("whoever sends in a view is a member of it").0;
-        let name = alloc::format!("{GIVEN}{:?}.{rank}.{oseq}", self.view.id);
+        let place = postcard::to_allocvec(&(self.view.id, step.message)).expect("plain data");
+        let name = alloc::format!("{GIVEN}{:.32}", blake3::hash(&place).to_hex());
         self.keep_session(name.clone(), Session::new(step.first), step.first);
         step.applied = Applied::Session(name);
     }
