@@ -195,3 +195,99 @@ impl Lateness {
         u32::try_from(self.late_ms).unwrap_or(u32::MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cx::encode;
+    use crate::ids::{Epoch, Lamport, Lineage, MemberId, Rank, ViewId};
+    use crate::state::{Change, Genesis, Submission};
+    use crate::view::View;
+    use crate::wire::{Identity, Proposal};
+
+    fn record() -> Record {
+        let founder = Identity {
+            id: MemberId(1),
+            name: "a".into(),
+            host: "h".into(),
+            addresses: Vec::new(),
+            pid: 1,
+            log: "".into(),
+            version: "0".into(),
+            tags: Default::default(),
+        };
+        let config = crate::Config::default();
+        let genesis = Genesis { name: "d".into(), id: 7, lineage: Lineage(1), config };
+        Record::founded(State::genesis(genesis, founder))
+    }
+
+    /// Applies a change that nobody else's history has at the same place.
+    fn go_on(record: &mut Record, lnum: u64, time_ms: u64) {
+        let submission = Submission { stamp: None, time_ms, change: Change::Noop };
+        let (origin, oseq) = (MemberId(1), lnum);
+        let content = Content::Change { origin, oseq, body: encode(&submission), digest: None };
+        let key = Key { lnum: Lamport(lnum), origin: Rank(0) };
+        let _ = record.apply(key, Label::Confirmed, content);
+    }
+
+    fn view_after(record: &Record, round: u64) -> Content {
+        let parent = record.state.view.clone();
+        let id = ViewId { epoch: Epoch(parent.id.epoch.0 + 1), proposer: MemberId(1), round };
+        let view = View { id, ..parent.clone() };
+        let (joiners, departures) = (Vec::new(), Vec::new());
+        let (upto, delivered) = (alloc::vec![0], record.state.index);
+        let time_ms = 0;
+        Content::View(Box::new(Proposal {
+            view,
+            parent: parent.id,
+            joiners,
+            departures,
+            upto,
+            delivered,
+            time_ms,
+        }))
+    }
+
+    #[test]
+    fn entries_of_another_branch_with_the_same_indices_are_told_by_the_hash() {
+        let (mut mine, mut same, mut other) = (record(), record(), record());
+        go_on(&mut mine, 1, 1);
+        go_on(&mut same, 1, 1);
+        go_on(&mut other, 1, 2);
+        let at = mine.state.index;
+        assert_eq!((at, at), (same.state.index, other.state.index));
+        go_on(&mut same, 2, 1);
+        go_on(&mut other, 2, 1);
+        assert!(mine.agrees(at, same.hash_at(at)) && !mine.agrees(at, other.hash_at(at)));
+        // An index inside an entry, or one that is no longer known, or not asked for now.
+        assert_eq!(same.hash_at(HistoryIndex(99)), Some(0));
+        assert_eq!(same.hash_at(HistoryIndex(0)), None);
+        assert!(mine.agrees(at, None) && mine.agrees(HistoryIndex(1), Some(0)));
+    }
+
+    #[test]
+    fn a_session_may_be_opened_by_whoever_an_entry_names() {
+        // An entry that another member tells may be of a branch whose members this one does not know.
+        let submission = Submission { stamp: None, time_ms: 0, change: Change::OpenSession };
+        let (origin, oseq) = (MemberId(99), 1);
+        let content = Content::Change { origin, oseq, body: encode(&submission), digest: None };
+        let key = Key { lnum: Lamport(1), origin: Rank(3) };
+        let applied = record().apply(key, Label::Confirmed, content).applied;
+        assert!(matches!(applied, crate::state::Applied::Session(name) if name.len() == 33));
+    }
+
+    #[test]
+    fn a_view_follows_its_parent_only() {
+        let (mut mine, mut other) = (record(), record());
+        for (record, round) in [(&mut mine, 1), (&mut other, 2)] {
+            let content = view_after(record, round);
+            let _ = record.apply(Key::default(), Label::Confirmed, content);
+        }
+        let content = view_after(&other, 1);
+        let entry = other.apply(Key::default(), Label::Confirmed, content).entry;
+        assert_eq!(entry.first, mine.state.index.next(), "the indices fit");
+        let before = mine.state.clone();
+        assert!(mine.apply_entry(&entry).is_err());
+        assert_eq!(mine.state, before);
+    }
+}
