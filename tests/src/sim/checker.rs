@@ -241,10 +241,12 @@ impl Checker {
 
     /// A snapshot, and perhaps a tail, became a process's state.
     fn restore(&mut self, pid: usize, index: HistoryIndex, member: Option<&Member>) -> Verdict {
-        let hash = member.and_then(Member::state).map(|state| (state.index, state.history_hash));
+        let state = member.and_then(Member::state);
+        let hash = state.map(|state| (state.index, state.history_hash));
+        let view = state.and_then(|state| state.ancestry.iter().rev().find(|(_, at)| *at <= index));
         let tip = hash.and_then(|(index, hash)| self.tree.find(index, hash));
         let exact = tip.and_then(|tip| self.tree.at_index(tip, index));
-        let Some(no) = exact.or_else(|| self.below_copies(pid, index)) else {
+        let Some(no) = exact.or_else(|| self.below_copies(pid, index, view.map(|(view, _)| *view))) else {
             let text = format!("process {pid} restored {index}, which follows from no copy it was given");
             return Err(Violation { rule: "I14", text });
         };
@@ -261,11 +263,13 @@ impl Checker {
         Ok(())
     }
 
-    /// Without a known hash: below a copy it was given, the way that its sponsor went, or else others.
-    fn below_copies(&self, pid: usize, index: HistoryIndex) -> Option<NodeNo> {
+    /// Without a known hash: below a copy it was given, the way that its sponsor went, or else others. Branches may have
+    /// come to the same index, but in different views.
+    fn below_copies(&self, pid: usize, index: HistoryIndex, view: Option<ViewId>) -> Option<NodeNo> {
         let copies = self.seats[pid].copies.iter().rev();
         let mut below = copies.flat_map(|copy| {
             let mut found = self.tree.below_at_index(copy.at, index);
+            found.retain(|no| view.is_none_or(|view| self.tree.node(*no).view == view));
             let sponsor = self.seats[copy.sponsor].at;
             found.sort_by_key(|no| !sponsor.is_some_and(|at| self.tree.is_ancestor(*no, at)));
             found
