@@ -22,6 +22,9 @@ pub(crate) const CONTROL_FRAME_MAX: usize = 64 << 20;
 /// Largest first frame, bytes.
 pub(crate) const HELLO_MAX: usize = 4 << 10;
 
+/// Memory for what is received is taken in pieces of this many bytes.
+const PIECE: usize = 16 << 10;
+
 /// What the far end sent is no frame.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FrameError {
@@ -86,6 +89,13 @@ impl Received {
     /// Where further bytes go.
     pub(crate) fn tail(&mut self) -> &mut BytesMut {
         &mut self.bytes
+    }
+
+    /// Makes room for further bytes. Bodies keep the memory they came in, so that it is taken in pieces that hold many.
+    pub(crate) fn make_room(&mut self, bytes: usize) {
+        if self.bytes.capacity() - self.bytes.len() < bytes {
+            self.bytes.reserve(bytes.max(PIECE));
+        }
     }
 
     /// The next whole frame, if there is one.

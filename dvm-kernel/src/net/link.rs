@@ -171,7 +171,7 @@ impl Link {
             }
             let state = self.tls.process_new_packets()?;
             let mut left = state.plaintext_bytes_to_read();
-            self.received.tail().reserve(left);
+            self.received.make_room(left);
             while left > 0 {
                 let mut reader = self.tls.reader();
                 let part = reader.fill_buf()?;
