@@ -22,8 +22,8 @@ pub(crate) struct Admission {
     sent: BTreeMap<MemberId, Time>,
     /// Joiners that have caught up, and when they last said so.
     ready: BTreeMap<MemberId, (Identity, Time)>,
-    /// A joiner does not catch up: how often windows are halved for it, and when it last said so.
-    lagging: Option<(u8, Time)>,
+    /// Joiners that do not catch up: how often windows are halved for each, and when it last said so.
+    lagging: BTreeMap<MemberId, (u8, Time)>,
 }
 
 /// Joiners that one member gives the state to at a time, at most; others ask again.
@@ -53,8 +53,8 @@ impl Admission {
 
     /// How often windows are halved, so that a joiner can catch up.
     pub(crate) fn halvings(&self, now: Time, silence_ms: u64) -> u8 {
-        let fresh = self.lagging.filter(|(_, at)| now.ms_since(*at) < silence_ms);
-        fresh.map_or(0, |(halvings, _)| halvings)
+        let fresh = self.lagging.values().filter(|(_, at)| now.ms_since(*at) < silence_ms);
+        fresh.map(|(halvings, _)| *halvings).max().unwrap_or(0)
     }
 
     pub(crate) fn not_ready(&mut self, joiner: MemberId) {
@@ -65,6 +65,7 @@ impl Admission {
     pub(crate) fn gone(&mut self, joiner: MemberId) {
         self.claims.remove(&joiner);
         self.sent.remove(&joiner);
+        self.lagging.remove(&joiner);
         self.ready.remove(&joiner);
     }
 
@@ -72,7 +73,7 @@ impl Admission {
     pub(crate) fn installed(&mut self, view: &View) {
         self.claims.retain(|joiner, _| !view.has(*joiner));
         self.ready.retain(|joiner, _| !view.has(*joiner));
-        self.lagging = None;
+        self.lagging.clear();
     }
 }
 
@@ -173,8 +174,12 @@ impl Seat {
         if self.view.has(from) {
             return Err(Reject::Unexpected { what: "joiner that is a member" });
         }
-        let others = self.admission.halvings(cx.now, self.silence_ms());
-        self.admission.lagging = Some((halvings.min(HALVINGS_MAX).max(others), cx.now));
+        let (now, silence_ms) = (cx.now, self.silence_ms());
+        let lagging = &mut self.admission.lagging;
+        lagging.retain(|_, (_, at)| now.ms_since(*at) < silence_ms);
+        if lagging.len() < SENT_MAX || lagging.contains_key(&from) {
+            lagging.insert(from, (halvings.min(HALVINGS_MAX), now));
+        }
         Ok(())
     }
 

@@ -21,7 +21,7 @@ pub enum Partition {
 pub enum Merge {
     /// They go to the orphan journal only.
     Discard,
-    /// The loser's oldest member proposes them again, before anything of its clients.
+    /// The loser's members propose them again, before what their clients wait for.
     Resubmit,
 }
 

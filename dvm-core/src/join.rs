@@ -15,6 +15,7 @@ use crate::state::{Content, Entry, FailureCause, LeaveBy, Submission};
 use crate::view::{Label, View};
 use crate::wire::{Accepted, Control, Data, Departure, DepartureCause, Identity, Key, Proposal, Summary};
 use alloc::boxed::Box;
+use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -38,8 +39,8 @@ pub(crate) struct Joining {
     contact: MemberId,
     /// Which of those that could know was asked last.
     tried: usize,
-    /// Whose branch lacks confirmed entries that are kept here: what it says does not count.
-    behind: Option<MemberId>,
+    /// Those whose branch lacks confirmed entries that are kept here: what they say does not count.
+    behind: BTreeSet<MemberId>,
     /// When one that was asked last answered.
     heard: Time,
     /// When it asks again.
@@ -123,7 +124,7 @@ impl Joining {
             origin: cx.origin.unwrap_or(contact),
             contact,
             tried: 0,
-            behind: None,
+            behind: BTreeSet::new(),
             heard: cx.now,
             due: cx.now,
             learned: None,
@@ -215,13 +216,13 @@ impl Joining {
 
     /// Nobody of the view that beat this member answers.
     fn give_up(&mut self, cx: &mut Cx) -> Option<Next> {
-        let lost = self.lost.as_mut()?;
-        if lost.config().partition == Partition::Survive {
+        if self.lost.as_ref()?.config().partition == Partition::Survive {
             return Some(Next::Alone);
         }
-        self.learned = None;
-        self.held = None;
-        if !self.stranded {
+        self.begin_anew();
+        if !self.stranded
+            && let Some(lost) = &mut self.lost
+        {
             self.stranded = true;
             cx.refuse_waiting(Refusal::NoQuorum);
             let numbered = lost.broadcast.forget_requests();
@@ -230,6 +231,11 @@ impl Joining {
             cx.stand(Standing::Blocked);
         }
         None
+    }
+
+    /// What was learned is of no use.
+    fn begin_anew(&mut self) {
+        (self.learned, self.held, self.chase) = (None, None, Chase::default());
     }
 
     /// Turns to the next member that could know.
@@ -252,7 +258,7 @@ impl Joining {
     }
 
     fn hear(&mut self, cx: &mut Cx, from: MemberId) {
-        (self.heard, self.behind) = (cx.now, None);
+        self.heard = cx.now;
         self.contact = from;
         if core::mem::take(&mut self.stranded) {
             cx.stand(Standing::Joining);
@@ -261,7 +267,7 @@ impl Joining {
 
     fn on_control(&mut self, cx: &mut Cx, from: MemberId, message: Control) -> Result<Next, Reject> {
         match message {
-            Control::Tail { .. } if self.behind == Some(from) => {
+            Control::Tail { .. } if self.behind.contains(&from) => {
                 Err(Reject::Unexpected { what: "word of a branch that is behind" })
             }
             Control::Tail { after, hash, entries, index } => {
@@ -313,7 +319,7 @@ impl Joining {
                         || self.is_stale(&branch))
                 {
                     cx.know(&identity);
-                    (self.learned, self.held) = (None, None);
+                    self.begin_anew();
                     self.hear(cx, from);
                     self.due = cx.now;
                 }
@@ -345,7 +351,7 @@ impl Joining {
 
     fn on_snapshot(&mut self, cx: &mut Cx, from: MemberId, snapshot: Snapshot) {
         if self.lost.as_ref().is_some_and(|seat| !seat.record.state.may_give_way_to(&snapshot.state)) {
-            self.behind = Some(from);
+            self.behind.insert(from);
             self.try_another(&cx.me);
             return;
         }
@@ -355,11 +361,12 @@ impl Joining {
         {
             return;
         }
+        self.behind.clear();
         self.config = snapshot.state.config.clone();
         for record in snapshot.state.members.values() {
             cx.know(&record.identity);
         }
-        self.learned = Some(Record::of_snapshot(snapshot));
+        (self.learned, self.chase) = (Some(Record::of_snapshot(snapshot)), Chase::default());
         self.due = cx.now;
     }
 
@@ -375,7 +382,7 @@ impl Joining {
         let Some(record) = &mut self.learned else { return Ok(Next::Same) };
         if !record.agrees(after, hash) {
             // Another branch: begin anew with whoever said it.
-            (self.learned, self.held) = (None, None);
+            self.begin_anew();
             self.due = cx.now;
             return Ok(Next::Same);
         }
@@ -383,7 +390,7 @@ impl Joining {
         for entry in entries {
             if learn(record, cx, &entry).is_err() {
                 // Another branch: begin anew with whoever said it.
-                (self.learned, self.held) = (None, None);
+                self.begin_anew();
                 self.due = cx.now;
                 return Ok(Next::Same);
             }
@@ -427,7 +434,7 @@ impl Joining {
             return Ok(Next::Same);
         }
         if !record.agrees(index, hash) || entries.iter().any(|entry| learn(record, cx, entry).is_err()) {
-            (self.learned, self.held) = (None, None);
+            self.begin_anew();
             return Ok(Next::Same);
         }
         let n = record.state.view.size();
@@ -487,7 +494,8 @@ impl Joining {
             let entries: Vec<Arc<Entry>> =
                 lost.record.entries().filter(|entry| entry.index > fork).cloned().collect();
             keep_requests(&mut lost, cx);
-            if record.state.config.merge == Merge::Resubmit && lost.rank.at() == 0 {
+            // Where the fork is not known, entries that both histories share would be among them.
+            if sure && record.state.config.merge == Merge::Resubmit {
                 resubmit(&entries, cx);
             }
             if !entries.is_empty() || !sure {
@@ -544,9 +552,10 @@ fn learn(record: &mut Record, cx: &mut Cx, entry: &Entry) -> Result<(), &'static
     Ok(())
 }
 
-/// What clients of a lost branch changed there is proposed again, in its order and before anything else. One member does
-/// it for all, the oldest of the branch: only so does the order stay. A change without a stamp is left out: a message of
-/// the last common view may be in both branches, at different places, and would take effect twice.
+/// What clients of a lost branch changed there is proposed again, in its order and before what this member's own clients
+/// wait for. Every member of the branch does so: the first proposal of each change acts, and whatever the interleaving,
+/// those come in the branch's order; the others are repeats. A change without a stamp is left out: it would take effect
+/// as often as it is proposed.
 fn resubmit(orphans: &[Arc<Entry>], cx: &mut Cx) {
     for entry in orphans.iter().rev() {
         let Content::Change { body, .. } = &entry.content else { continue };

@@ -199,7 +199,7 @@ impl Seat {
         if self.is_yielding() {
             // A branch that yields takes no writes; what clients wait for goes with them to the other one.
             let waiting = core::mem::take(&mut cx.waiting);
-            (cx.waiting, held) = waiting.into_iter().partition(|own| own.request.is_none());
+            (cx.waiting, held) = waiting.into_iter().partition(|own| own.request.is_none() && !own.stamped);
         }
         let halvings = self.admission.halvings(cx.now, self.silence_ms());
         if self.view.size() == 1 {

@@ -3,7 +3,7 @@
 //! A session is a name with a sequence number: the next one acts, an earlier one gets the answer that was kept, a later
 //! one is refused. The state keeps a bounded number of them, and closes the one least recently used.
 
-use super::{Applied, State, Step, Submission, refused};
+use super::{Applied, Change, State, Step, Submission, refused};
 use crate::ids::HistoryIndex;
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -50,6 +50,10 @@ impl State {
                 return;
             }
         };
+        if matches!(submission.change, Change::OpenSession) {
+            step.applied = refused("invalid", "a session is not opened within another one");
+            return;
+        }
         if stamp.seq <= session.last {
             step.applied = match self.answers.get(&(stamp.session, stamp.seq)) {
                 Some((index, first)) => Applied::Repeated { index: *index, first: Box::new(first.clone()) },

@@ -1,14 +1,14 @@
 //! Changes: proposed, waited for, and told with their receipt.
 
 use super::Server;
-use super::documents;
+use super::documents::{self, Place};
 use super::requests::Ask;
 use crate::clock::wall_ms;
 use crate::security::draw_id;
 use dvm_core::ids::MemberId;
 use dvm_core::state::{Applied, Change, KeyCondition, KeyOperation, KeyTransaction, LeaveBy, Stamp, State};
 use dvm_core::view::Label;
-use dvm_core::{Answer as CoreAnswer, Receipt as CoreReceipt, Refusal};
+use dvm_core::{Answer as CoreAnswer, Merge, Receipt as CoreReceipt, Refusal};
 use dvm_plugin_api::local::{Answer, Condition, Failure, FailureCode, Operation, Receipt};
 use rustix::process::{Pid, Signal, kill_process};
 use std::rc::Rc;
@@ -37,7 +37,7 @@ impl Server {
         let mut pause = PAUSE;
         loop {
             match self.ring.submit(stamp.clone(), change.clone()).await? {
-                CoreAnswer::Done { receipt, applied } => return done(receipt, applied),
+                CoreAnswer::Done { receipt, applied } => return self.done(receipt, applied).await,
                 CoreAnswer::Refused(Refusal::Busy | Refusal::Yielding) => {
                     sleep(pause).await;
                     pause = (2 * pause).min(PAUSE_MAX);
@@ -205,7 +205,7 @@ impl Server {
                     time_ms = wall_ms(),
                     "promoted by the operator's word"
                 );
-                let (receipt, _) = done(receipt, applied)?;
+                let (receipt, _) = self.done(receipt, applied).await?;
                 Ok(accepted(Some(receipt)))
             }
             CoreAnswer::Refused(refusal) => Err(refused(refusal)),
@@ -214,6 +214,35 @@ impl Server {
             }
         }
     }
+
+    /// A receipt and what was done; failures are told as such.
+    async fn done(&self, receipt: CoreReceipt, applied: Applied) -> Result<(Receipt, Applied), Failure> {
+        let mut document = documents::receipt(&receipt);
+        let applied = match applied {
+            Applied::Repeated { index, first } => {
+                let place = self.mirror.borrow().place(index);
+                document.index = index.0;
+                document.cursor = place.unwrap_or(Place { view: receipt.view.id, index }).cursor();
+                *first
+            }
+            applied => applied,
+        };
+        match applied {
+            Applied::Refused { code, .. } if code == "sequence" && self.resubmits().await? => {
+                let text =
+                    "what the session did before was on a branch that was lost, and is being done again";
+                Err(Failure::new(FailureCode::Unknown, text)
+                    .hint("look whether it took effect before you repeat it"))
+            }
+            Applied::Refused { code, reason } => Err(failed(&code, reason)),
+            applied => Ok((document, applied)),
+        }
+    }
+
+    /// Whether changes of a lost branch may be ordered yet.
+    async fn resubmits(&self) -> Result<bool, Failure> {
+        self.in_state(|state| state.config.merge == Merge::Resubmit).await
+    }
 }
 
 /// For what has nothing to say but that it is done, and where.
@@ -221,31 +250,16 @@ pub(super) fn accepted(receipt: Option<Receipt>) -> Answer {
     Answer::Done { receipt, held: None, version: None }
 }
 
-/// A receipt and what was done; failures are told as such.
-fn done(receipt: CoreReceipt, applied: Applied) -> Result<(Receipt, Applied), Failure> {
-    let mut document = documents::receipt(&receipt);
-    let applied = match applied {
-        Applied::Repeated { index, first } => {
-            document.index = index.0;
-            document.cursor = documents::Place { view: receipt.view.id, index }.cursor();
-            *first
-        }
-        applied => applied,
+fn failed(code: &str, reason: String) -> Failure {
+    let code = match code {
+        "not-found" => FailureCode::NotFound,
+        "invalid" => FailureCode::Usage,
+        "busy" => FailureCode::Rejected,
+        "sequence" => FailureCode::SessionLost,
+        "denied" => FailureCode::Denied,
+        _ => FailureCode::Failure,
     };
-    match applied {
-        Applied::Refused { code, reason } => {
-            let code = match code.as_str() {
-                "not-found" => FailureCode::NotFound,
-                "invalid" => FailureCode::Usage,
-                "busy" => FailureCode::Rejected,
-                "sequence" => FailureCode::SessionLost,
-                "denied" => FailureCode::Denied,
-                _ => FailureCode::Failure,
-            };
-            Err(Failure::new(code, reason))
-        }
-        applied => Ok((document, applied)),
-    }
+    Failure::new(code, reason)
 }
 
 fn refused(refusal: Refusal) -> Failure {

@@ -195,12 +195,22 @@ impl Mirror {
         if found.is_empty() { Found::Nothing } else { Found::Items(found) }
     }
 
+    /// The place of the entry that ends at an index of this branch, if its view is still known.
+    pub(crate) fn place(&self, index: HistoryIndex) -> Option<Place> {
+        let (view, _) = *self.ancestry.iter().rev().find(|(_, at)| *at <= index)?;
+        Some(Place { view, index })
+    }
+
     /// Whether a place lies on this branch, as far as is still known; one that lies ahead may.
     pub(crate) fn has(&self, place: Place) -> bool {
         let Some((oldest, _)) = self.ancestry.front() else { return true };
         let newest = self.ancestry.back().map_or(place.view.epoch, |(view, _)| view.epoch);
-        if place.view.epoch < oldest.epoch || place.view.epoch > newest {
+        if place.view.epoch < oldest.epoch {
             return true;
+        }
+        if place.view.epoch > newest {
+            // On this branch that view would be here before its entries.
+            return self.index < place.index;
         }
         let Some(at) = self.ancestry.iter().position(|(view, _)| *view == place.view) else { return false };
         self.ancestry.get(at + 1).is_none_or(|(_, next)| place.index <= *next)
@@ -211,5 +221,31 @@ fn size(entry: &Entry) -> u64 {
     96 + match &entry.content {
         Content::Change { body, .. } => body.len() as u64,
         Content::View(proposal) => 256 * proposal.view.members.len() as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dvm_core::ids::{Epoch, MemberId};
+
+    fn view(epoch: u64, proposer: u128) -> ViewId {
+        ViewId { epoch: Epoch(epoch), proposer: MemberId(proposer), round: 1 }
+    }
+
+    #[test]
+    fn a_place_of_a_lost_branch_is_told_from_one_that_lies_ahead() {
+        let mut mirror = Mirror::default();
+        let ancestry = vec![(view(1, 1), HistoryIndex(1)), (view(2, 1), HistoryIndex(10))];
+        mirror.reset(HistoryIndex(60), ancestry, Vec::new(), Vec::new());
+        let has = |epoch, proposer, index| {
+            mirror.has(Place { view: view(epoch, proposer), index: HistoryIndex(index) })
+        };
+        assert!(has(1, 1, 10) && has(2, 1, 11) && has(2, 1, 60), "on this branch");
+        assert!(has(2, 1, 61) && has(3, 1, 61), "ahead");
+        assert!(!has(1, 1, 11) && !has(2, 9, 11), "behind a fork, in another view");
+        assert!(!has(3, 9, 50), "a later view, whose entry would be here by now");
+        assert_eq!(mirror.place(HistoryIndex(10)), Some(Place { view: view(2, 1), index: HistoryIndex(10) }));
+        assert_eq!(mirror.place(HistoryIndex(9)), Some(Place { view: view(1, 1), index: HistoryIndex(9) }));
     }
 }

@@ -103,12 +103,7 @@ impl World {
     pub(crate) fn send(&mut self, pid: usize, to: MemberId, mut message: Control, late_us: u64) {
         self.check_known(pid, to);
         let from = self.processes[pid].id();
-        let verdict = self.checker.ballots.sent(from, &message);
-        self.judge_safety(verdict);
-        if let Control::TailRequest { after } = &message {
-            let verdict = self.checker.check_asked(pid, *after);
-            self.judge_safety(verdict);
-        }
+        self.note_said(pid, &message);
         self.mutate(&mut message);
         let Some(&target) = self.who.get(&to) else { return };
         let (here, there) = (self.processes[pid].host, self.processes[target].host);
@@ -127,6 +122,16 @@ impl World {
         }
         if let Some(us) = first {
             self.after(us + late_us, Event::Control { pid, from, to, message });
+        }
+    }
+
+    /// What a member says counts as said, also where nobody hears it.
+    pub(crate) fn note_said(&mut self, pid: usize, message: &Control) {
+        let verdict = self.checker.ballots.sent(self.processes[pid].id(), message);
+        self.judge_safety(verdict);
+        if let Control::TailRequest { after } = message {
+            let verdict = self.checker.check_asked(pid, *after);
+            self.judge_safety(verdict);
         }
     }
 

@@ -64,7 +64,8 @@ impl World {
             self.isolate(pid, for_us);
         }
         match (strike, output) {
-            (Strike::Lose, Output::Control { .. } | Output::Snapshot { .. }) => {}
+            (Strike::Lose, Output::Control { message, .. }) => self.note_said(pid, &message),
+            (Strike::Lose, Output::Snapshot { .. }) => {}
             (Strike::Late, Output::Control { to, message }) => {
                 let late_us = self.options.config.silence_ms * 1_000 + for_us;
                 self.send(pid, to, message, late_us);
