@@ -200,25 +200,13 @@ impl Lateness {
 mod tests {
     use super::*;
     use crate::cx::encode;
-    use crate::ids::{Epoch, Lamport, Lineage, MemberId, Rank, ViewId};
-    use crate::state::{Change, Genesis, Submission};
+    use crate::ids::{Epoch, Lamport, MemberId, Rank, ViewId};
+    use crate::state::{Change, Submission};
     use crate::view::View;
-    use crate::wire::{Identity, Proposal};
+    use crate::wire::Proposal;
 
     fn record() -> Record {
-        let founder = Identity {
-            id: MemberId(1),
-            name: "a".into(),
-            host: "h".into(),
-            addresses: Vec::new(),
-            pid: 1,
-            log: "".into(),
-            version: "0".into(),
-            tags: Default::default(),
-        };
-        let config = crate::Config::default();
-        let genesis = Genesis { name: "d".into(), id: 7, lineage: Lineage(1), config };
-        Record::founded(State::genesis(genesis, founder))
+        Record::founded(State::example())
     }
 
     /// Applies a change that nobody else's history has at the same place.

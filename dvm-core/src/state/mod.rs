@@ -55,8 +55,8 @@ pub struct State {
     pub sessions: Table<String, Session>,
     /// The last answers of each session, by its name and sequence number, with the index of the entry that was told.
     pub answers: Table<(String, u64), (HistoryIndex, Applied)>,
-    /// Sessions by the entry that used them last.
-    pub sessions_by_use: Table<HistoryIndex, String>,
+    /// The same sessions by the entry that used each last.
+    pub sessions_by_use: Table<(HistoryIndex, String), ()>,
     /// The last use of any session that was closed to make room: what was opened later is open still.
     pub sessions_closed: HistoryIndex,
     /// Transactions that were ordered and have no outcome yet.
@@ -462,17 +462,16 @@ impl State {
         (doublings > 0).then_some(Mistaken { doublings, time_ms })
     }
 
-    fn apply_take(&mut self, take: Take, step: &mut Step) {
+    fn apply_take(&mut self, mut take: Take, step: &mut Step) {
         if matches!(self.healing, Some(Healing::Yielding { .. })) {
             step.applied = refused("busy", "this side yields");
             return;
         }
         self.fence = self.fence.max(take.fence) + 1;
         self.epoch_floor = self.epoch_floor.max(take.from.id.epoch);
-        self.adopt_sessions(&take.sessions, step);
         // The other branch may still deliver what was numbered before it yielded, and views.
-        let sessions = take.sessions.len() as u64;
-        self.index = HistoryIndex((self.index.0 + sessions).max(take.from.index.0 + YIELDED_MAX));
+        self.index = HistoryIndex(self.index.0.max(take.from.index.0 + YIELDED_MAX));
+        self.adopt_sessions(core::mem::take(&mut take.sessions), step.first);
         self.healing = Some(Healing::Taking(Box::new(take)));
     }
 
@@ -561,5 +560,24 @@ impl FailureCause {
             Self::OtherView => "other-view",
             Self::Expelled => "expelled",
         }
+    }
+}
+
+#[cfg(test)]
+impl State {
+    /// A state for tests, founded by member 1.
+    pub(crate) fn example() -> Self {
+        let founder = Identity {
+            id: MemberId(1),
+            name: "a".into(),
+            host: "h".into(),
+            addresses: Vec::new(),
+            pid: 1,
+            log: String::new(),
+            version: "0".into(),
+            tags: BTreeMap::new(),
+        };
+        let (lineage, config) = (crate::ids::Lineage(1), Config::default());
+        Self::genesis(Genesis { name: "d".into(), id: 7, lineage, config }, founder)
     }
 }

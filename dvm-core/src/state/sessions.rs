@@ -3,7 +3,7 @@
 //! A session is a name with a sequence number: the next one acts, an earlier one gets the answer that was kept, a later
 //! one is refused. The state keeps a bounded number of them, and closes the one least recently used.
 
-use super::{Applied, Change, State, Step, Submission, refused};
+use super::{Applied, State, Step, Submission, refused};
 use crate::ids::HistoryIndex;
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -50,10 +50,6 @@ impl State {
                 return;
             }
         };
-        if matches!(submission.change, Change::OpenSession) {
-            step.applied = refused("invalid", "a session is not opened within another one");
-            return;
-        }
         if stamp.seq <= session.last {
             step.applied = match self.answers.get(&(stamp.session, stamp.seq)) {
                 Some((index, first)) => Applied::Repeated { index: *index, first: Box::new(first.clone()) },
@@ -86,22 +82,21 @@ impl State {
     }
 
     fn keep_session(&mut self, name: String, mut session: Session, used: HistoryIndex) {
-        self.sessions_by_use.remove(&session.used);
+        self.sessions_by_use.remove(&(session.used, name.clone()));
         session.used = used;
-        self.sessions_by_use.insert(used, name.clone());
+        self.sessions_by_use.insert((used, name.clone()), ());
         self.sessions.insert(name, session);
         if self.sessions.len() > SESSIONS_MAX {
-            let oldest = self.sessions_by_use.iter().next().map(|(used, name)| (*used, name.clone()));
-            if let Some((used, name)) = oldest {
-                self.close_session(name, used);
-            }
+            let oldest = self.sessions_by_use.iter().next().map(|(key, ())| key.clone());
+            oldest.into_iter().for_each(|key| self.close_session(key));
         }
     }
 
-    fn close_session(&mut self, name: String, used: HistoryIndex) {
+    fn close_session(&mut self, key: (HistoryIndex, String)) {
+        self.sessions_by_use.remove(&key);
+        let (used, name) = key;
         let last = self.sessions.get(&name).map_or(0, |session| session.last);
         self.sessions.remove(&name);
-        self.sessions_by_use.remove(&used);
         self.sessions_closed = self.sessions_closed.max(used);
         let mut key = (name, 0);
         for seq in last.saturating_sub(ANSWERS_MAX) + 1..=last {
@@ -112,9 +107,9 @@ impl State {
 
     /// Sessions that the DVM opened after an index, with the entry that opened each.
     pub(crate) fn sessions_opened_after(&self, index: HistoryIndex) -> Vec<(String, HistoryIndex)> {
-        let from = index.next();
+        let from = (index.next(), String::new());
         let used = self.sessions_by_use.range_from(&from);
-        let opened = used.filter_map(|(_, name)| {
+        let opened = used.filter_map(|((_, name), ())| {
             let session = self.sessions.get(name).filter(|session| session.opened > index)?;
             name.starts_with(GIVEN).then(|| (name.clone(), session.opened))
         });
@@ -124,15 +119,53 @@ impl State {
     }
 
     /// Sessions of a branch that is taken in are open here from now on; what they did there did not happen here.
-    /// `step`'s entry takes an index for each.
-    pub(super) fn adopt_sessions(&mut self, sessions: &[(String, HistoryIndex)], step: &Step) {
-        for (place, (name, opened)) in (0..).zip(sessions) {
+    pub(super) fn adopt_sessions(&mut self, sessions: Vec<(String, HistoryIndex)>, used: HistoryIndex) {
+        for (name, opened) in sessions {
             // One that was closed here must not begin again, or what it did here would be done twice.
-            if *opened > self.sessions_closed && self.sessions.get(name).is_none() {
-                let used = HistoryIndex(step.first.0 + place);
-                let session = Session { used, ..Session::new(*opened) };
-                self.keep_session(name.clone(), session, used);
+            if opened > self.sessions_closed && self.sessions.get(&name).is_none() {
+                self.keep_session(name, Session { used, ..Session::new(opened) }, used);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::MemberId;
+    use crate::state::{Change, Stamp, Step};
+
+    /// A request that a session opens another one with.
+    fn open(state: &mut State, session: &str, seq: u64) -> Applied {
+        let index = state.index.next();
+        state.index = index;
+        let message = Some((MemberId(1), index.0));
+        let mut step = Step {
+            first: index,
+            message,
+            kinds: Vec::new(),
+            applied: Applied::Done,
+            ended: None,
+            time_ms: 0,
+        };
+        let stamp = Some(Stamp { session: session.into(), seq });
+        state.apply_submission(Submission { stamp, time_ms: 0, change: Change::OpenSession }, &mut step);
+        step.applied
+    }
+
+    #[test]
+    fn every_session_is_in_the_order_of_use_once() {
+        let mut state = State::example();
+        let Applied::Session(first) = open(&mut state, "s", 1) else { panic!("it opens one") };
+        let Applied::Session(second) = open(&mut state, &first, 1) else { panic!("it opens one") };
+        state.adopt_sessions(
+            alloc::vec![("#x".into(), HistoryIndex(9)), ("#y".into(), HistoryIndex(9))],
+            HistoryIndex(9),
+        );
+        let by_use: Vec<_> = state.sessions_by_use.iter().map(|((_, name), ())| name.clone()).collect();
+        assert_eq!(by_use.len(), state.sessions.len());
+        assert!(
+            ["s", &first, &second, "#x", "#y"].iter().all(|name| by_use.iter().any(|known| known == name))
+        );
     }
 }
