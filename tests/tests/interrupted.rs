@@ -127,17 +127,22 @@ fn a_follower_goes_on_at_another_kernel() {
 #[test]
 fn a_follower_of_a_lost_dvm_ends_with_3() {
     let cluster = Cluster::up(2, &[]);
-    let follow = cluster.start(&["--json-lines", "events", "--follow"]);
-    // It is subscribed once it is heard of in the log; a change that it tells shows it too.
-    let _ = cluster.ok(&["config", "set", "--member", "k0", "a=b"]);
+    let mut follow = cluster.start(&["--json-lines", "events", "--follow"]);
+    let mut told = BufReader::new(follow.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    let reader = std::thread::spawn(move || (told.next(), told));
+    // It begins with what comes next, so it listens once it has told of a change.
+    wait_for("it listens", || {
+        let _ = cluster.ok(&["config", "set", "--member", "k0", "a=b"]);
+        reader.is_finished().then_some(())
+    });
+    let (first, told) = reader.join().expect("it reads");
+    assert!(first.is_some(), "it told nothing: {:?}", follow.wait());
     for member in ["k0", "k1"] {
         cluster.kill(member);
     }
-    let told = follow.wait_with_output().expect("it ends");
-    assert_eq!(told.status.code(), Some(3), "{told:?}");
-    let text = String::from_utf8_lossy(&told.stdout);
-    let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
-    assert_eq!((&last["kind"], &last["index"]), (&json!("detached"), &Value::Null), "{text}");
+    let last: Value = serde_json::from_str(&told.last().expect("a line")).expect("JSON");
+    assert_eq!(follow.wait().expect("it ends").code(), Some(3), "{last}");
+    assert_eq!((&last["kind"], &last["index"]), (&json!("detached"), &Value::Null), "{last}");
     let _ = cluster.json(&["status"]).error("no-dvm", 3);
     let list = cluster.ok(&["list"]);
     assert!(list["dvms"].as_array().is_some_and(|dvms| dvms.iter().all(|dvm| dvm["live"] != true)), "{list}");
