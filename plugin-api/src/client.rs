@@ -15,6 +15,7 @@ use crate::place::{DvmPlace, PlaceError};
 use connection::{Connection, Refusal, With};
 use std::fs::File;
 use std::io::{self, Read};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How long a kernel is tried to be reached unless told otherwise.
@@ -22,6 +23,9 @@ pub const REACH: Duration = Duration::from_secs(10);
 
 /// How long a kernel may take to say hello while another one may be there.
 const HELLO_FIRST: Duration = Duration::from_millis(300);
+
+/// How often a kernel is asked again that is no member yet.
+const OUTSIDE: Duration = Duration::from_millis(10);
 
 /// How much longer than the kernel the client waits, so that the kernel's own word on a timeout arrives.
 const GRACE: Duration = Duration::from_millis(500);
@@ -60,12 +64,12 @@ impl Target {
     /// Connects to a kernel that is not among `shunned`: first to all that answer at once, then with patience.
     ///
     /// # Errors
-    /// `NoDvm` if no kernel answers, `NotFound` if others do but not the one wanted.
+    /// `NoDvm` if no kernel answers or is a member, `NotFound` if others do but not the one wanted.
     fn connect(&self, shunned: &[String]) -> Result<Connection, Failure> {
         let deadline = Instant::now() + self.reach;
         let mut patience = HELLO_FIRST;
         loop {
-            let mut silent = Vec::new();
+            let (mut silent, mut outside) = (Vec::new(), Vec::new());
             for member in self.candidates()? {
                 if shunned.contains(&member) {
                     continue;
@@ -75,11 +79,17 @@ impl Target {
                     Ok(connection) => return Ok(connection),
                     Err(Refusal::Gone) => {}
                     Err(Refusal::Silent) => silent.push(member),
+                    // Where any kernel will do, this one is none.
+                    Err(Refusal::Outside) => outside.extend(self.only.clone()),
                     Err(Refusal::Failed(failure)) => return Err(failure),
                 }
             }
-            if silent.is_empty() || Instant::now() >= deadline {
-                return Err(self.unreachable(&silent));
+            if silent.is_empty() && outside.is_empty() || Instant::now() >= deadline {
+                return Err(self.unreachable(&silent, &outside));
+            }
+            if silent.is_empty() {
+                // One that has just joined may be known as a member before it is one itself.
+                sleep(OUTSIDE);
             }
             patience = Duration::from_secs(2);
         }
@@ -97,12 +107,18 @@ impl Target {
         Ok(members)
     }
 
-    fn unreachable(&self, silent: &[String]) -> Failure {
+    fn unreachable(&self, silent: &[String], outside: &[String]) -> Failure {
         let dvm = self.place.name();
         if !silent.is_empty() {
             return Failure::new(FailureCode::NoDvm, format!("no kernel of DVM `{dvm}` answers"))
                 .cause(format!("{} accepted and stayed silent: stopped, or overloaded", silent.join(", ")))
                 .hint("resume it with `dvm chaos resume`, or end it with `dvm halt --force`");
+        }
+        if !outside.is_empty() {
+            let member = outside.join(", ");
+            return Failure::new(FailureCode::NoDvm, format!("{member} is no member of DVM `{dvm}` now"))
+                .cause("its kernel lives, and is on its way in or out")
+                .hint(format!("ask another member; `dvm logs {member}` tells what it does"));
         }
         if let Some(only) = &self.only {
             let live = self.place.live_members();

@@ -26,6 +26,8 @@ pub(super) enum Refusal {
     Gone,
     /// Somebody is, and said nothing in time.
     Silent,
+    /// Its kernel is no member now: on its way in, or out.
+    Outside,
     /// It said no.
     Failed(Failure),
 }
@@ -65,7 +67,7 @@ impl Connection {
                     .hint("are `dvm` and `dvm-kernel` of one version?"),
             )),
             Err(failure) if failure.code == FailureCode::NoDvm && target.outside => Ok(connection),
-            Err(failure) if failure.code == FailureCode::NoDvm => Err(Refusal::Gone),
+            Err(failure) if failure.code == FailureCode::NoDvm => Err(Refusal::Outside),
             Err(failure) => Err(Refusal::Failed(failure)),
         }
     }

@@ -147,6 +147,24 @@ fn a_kernel_that_left_the_dvm_is_passed_over() {
 }
 
 #[test]
+fn a_kernel_that_is_not_a_member_yet_is_waited_for_where_no_other_will_do() {
+    let (_base, place) = place();
+    let listener = UnixListener::bind(place.socket("k0").expect("short")).expect("bound");
+    let joins = thread::spawn(move || {
+        for answer in [Err(Failure::new(FailureCode::NoDvm, "joining")), Ok(())] {
+            let (mut stream, _) = listener.accept().expect("accepted");
+            let hello: ToKernel = read_frame(&mut stream).expect("read").expect("hello");
+            let welcome = Answer::Hello { version: 1, member: "k0".into(), dvm: "one".into() };
+            let answer = answer.map(|()| welcome);
+            write_frame(&mut stream, &ToClient { id: hello.id, answer }).expect("written");
+        }
+    });
+    let client = Client::connect(Target::new(place.clone(), "test").only("k0")).expect("connected");
+    assert_eq!(client.through(), Some("k0"));
+    joins.join().expect("it was asked twice");
+}
+
+#[test]
 fn a_silent_kernel_is_passed_over() {
     let (_base, place) = place();
     let _mute = UnixListener::bind(place.socket("k0").expect("short")).expect("bound");
