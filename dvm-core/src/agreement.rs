@@ -33,7 +33,8 @@ impl Seat {
     /// A transaction was ordered: execute it, and collect if it is this member's to do.
     pub(crate) fn begin_execution(&mut self, cx: &mut Cx, transaction: TransactionId) {
         let Some(open) = self.record.state.open.get(&transaction) else { return };
-        cx.out.push_back(Output::Execute(Box::new(open.transaction.clone())));
+        let placed = open.places.contains(&cx.me.id);
+        cx.out.push_back(Output::Execute { transaction: Box::new(open.transaction.clone()), placed });
         let collecting = Collecting { executes: true, ..Collecting::default() };
         self.collecting.insert(transaction, collecting);
         if !self.is_wedged() && self.starter(transaction) == cx.me.id {

@@ -275,15 +275,18 @@ impl Seat {
     pub(crate) fn beat(&mut self, cx: &mut Cx) {
         let silence_ms = self.silence_ms();
         self.timers.set(Timer::Heartbeat, cx.now.plus_ms((silence_ms / 4).max(1)));
-        let mut to = if self.is_wedged() {
+        let asks = self.has_primary(cx);
+        let mut to = if self.is_wedged() || asks {
             self.others()
         } else {
             let observers = self.view.observers(self.rank, self.config().observers);
             observers.into_iter().map(|rank| self.view.member(rank)).collect()
         };
         to.retain(|m| *m != cx.me.id);
-        let heartbeat = Control::Heartbeat(self.heartbeat(cx));
-        cx.send_all(to, &heartbeat);
+        let mut heartbeat = self.heartbeat(cx);
+        heartbeat.lease = asks.then_some(cx.now);
+        cx.send_all(to, &Control::Heartbeat(heartbeat));
+        self.renew_lease(cx);
         self.look(cx);
     }
 
@@ -295,6 +298,7 @@ impl Seat {
             received: self.broadcast.received().to_vec(),
             late_ms: cx.late.late_ms(),
             index: self.record.state.index,
+            lease: None,
         }
     }
 
@@ -365,6 +369,9 @@ impl Seat {
         let other = &mut self.detector.others[rank.at()];
         other.elsewhere_since = None;
         other.index = heartbeat.index;
+        if let Some(sent) = heartbeat.lease {
+            self.echo(cx, from, sent);
+        }
         if self.blocked {
             self.reconsider(cx);
         }

@@ -1,7 +1,7 @@
 //! What goes into a member and what comes out: plain data, comparable and printable, so that a run can be
 //! recorded, compared and replayed.
 
-use crate::ids::{HistoryIndex, LinkId, MemberId, RequestId, TransactionId, ViewId};
+use crate::ids::{Fence, HistoryIndex, LinkId, MemberId, Name, RequestId, Time, TransactionId, ViewId};
 use crate::state::{Applied, Entry, Event, LeaveBy, State, Submission, Transaction};
 use crate::view::View;
 use crate::wire::{Control, ExecResult, Identity, Ring};
@@ -195,7 +195,28 @@ pub enum Output {
         answer: Answer,
     },
     /// Start executing a transaction; answered by `Executed`, at the latest when its limit has passed.
-    Execute(Box<Transaction>),
+    Execute {
+        /// It.
+        transaction: Box<Transaction>,
+        /// A load: this member is to start an instance, and not only to make sure that it could.
+        placed: bool,
+    },
+    /// This member's instance of a plug-in was promoted: it answers commands and acts on the world while the lease lasts.
+    Primary {
+        /// Of which plug-in.
+        plugin: Name,
+        /// Its token.
+        fence: Fence,
+        /// It may not act before: the old primary may hold its lease so long.
+        from: Time,
+        /// Effects of commands after this one may not have been carried out.
+        effects: HistoryIndex,
+    },
+    /// Primaries of this member may act until then, and no longer.
+    Lease {
+        /// Exclusive.
+        until: Time,
+    },
     /// The member's standing changed.
     Standing(Standing),
     /// This member has come to suspect another: advice, which may be taken back without a word.
@@ -230,6 +251,8 @@ pub struct Delivery {
     pub applied: Applied,
     /// For a [`Change::Outcome`](crate::state::Change::Outcome) that took effect first: the transaction it ends.
     pub ended: Option<Box<crate::state::Ended>>,
+    /// Instances that members are to have from now on, whose state is to be had from others.
+    pub placed: Vec<crate::state::Placed>,
 }
 
 /// Where a change took effect, as told to whoever proposed it.

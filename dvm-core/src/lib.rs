@@ -25,6 +25,7 @@ mod heal;
 pub mod ids;
 mod io;
 mod join;
+mod lease;
 mod links;
 mod member;
 mod prng;

@@ -93,8 +93,8 @@ impl Record {
         while self.trail.len() > TRAIL_MAX {
             self.trail.pop_front();
         }
-        let (events, applied) = (effect.events, effect.applied);
-        Box::new(Delivery { entry, events, applied, ended: effect.ended.map(Box::new) })
+        let (events, applied, placed) = (effect.events, effect.applied, effect.placed);
+        Box::new(Delivery { entry, events, applied, ended: effect.ended.map(Box::new), placed })
     }
 
     pub(crate) fn entries(&self) -> impl DoubleEndedIterator<Item = &Arc<Entry>> + ExactSizeIterator {

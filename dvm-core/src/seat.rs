@@ -15,6 +15,7 @@ use crate::flush::Wedge;
 use crate::heal::Heal;
 use crate::ids::{HistoryIndex, Lineage, MemberId, Rank, RequestId, TransactionId, ViewId};
 use crate::io::{Answer, Input, Output, Receipt, Refusal, Reject, Standing};
+use crate::lease::Lease;
 use crate::links::Links;
 use crate::record::Record;
 use crate::ring::{Broadcast, Own};
@@ -51,6 +52,9 @@ pub(crate) struct Seat {
     pub(crate) blocked: bool,
     pub(crate) admission: Admission,
     pub(crate) heal: Heal,
+    pub(crate) lease: Lease,
+    /// The view that receipts name while a flush delivers: what only one side of a cut delivers is of its next view.
+    told_view: Option<View>,
     pub(crate) past: VecDeque<Past>,
     /// The operator's word, and who waits for it.
     pub(crate) promotion: Option<(RequestId, Lineage)>,
@@ -96,11 +100,14 @@ impl Seat {
             blocked: false,
             admission: Admission::default(),
             heal: Heal::default(),
+            lease: Lease::default(),
+            told_view: None,
             past: VecDeque::new(),
             promotion: None,
             exit: None,
         };
         seat.know_members(cx);
+        seat.assume_leases(cx);
         seat.begin(cx);
         seat
     }
@@ -197,6 +204,7 @@ impl Seat {
         }
         match message {
             Control::Heartbeat(heartbeat) => self.on_heartbeat(cx, from, &heartbeat),
+            Control::LeaseEcho { view, sent } => self.on_lease_echo(cx, from, view, sent),
             Control::Suspect { view, accused } => self.on_suspect(cx, from, view, &accused),
             Control::FlushRequest { view, ballot, responders, .. } => {
                 self.on_flush_request(cx, from, view, ballot, responders)
@@ -284,6 +292,7 @@ impl Seat {
             self.exit = Some(Exit::Left(by));
             return;
         }
+        self.renew_lease(cx);
         cx.propose(Change::Leave { member: cx.me.id, by }, false);
         self.settle(cx);
     }
@@ -308,7 +317,9 @@ impl Seat {
             (delivery.entry.clone(), delivery.applied.clone(), delivery.ended.clone());
         let halting =
             delivery.events.iter().any(|e| matches!(e.kind, crate::state::EventKind::Halting { .. }));
+        let promoted = self.promoted(cx, &delivery);
         cx.out.push_back(Output::Deliver(delivery));
+        self.tell_promotions(cx, promoted);
         if let Some(request) = own.and_then(|own| own.request) {
             self.answer_delivered(cx, request, entry.index, label, &applied);
         }
@@ -354,7 +365,7 @@ impl Seat {
     }
 
     pub(crate) fn receipt(&self, index: HistoryIndex, label: Label) -> Receipt {
-        let mut view = self.view.clone();
+        let mut view = self.told_view.as_ref().unwrap_or(&self.view).clone();
         view.label = label;
         Receipt { index, view }
     }
@@ -372,17 +383,23 @@ impl Seat {
         assert!(self.broadcast.holds(&proposal.upto), "a flush delivers only what is here");
         while let Some((data, own)) = self.broadcast.next_flushed(&proposal.upto) {
             let old = self.record.state.index < proposal.delivered;
-            let label = if old { self.view.label } else { proposal.view.label };
+            let view = if old { self.view.clone() } else { proposal.view.clone() };
+            let label = view.label;
+            self.told_view = Some(view);
             self.deliver(cx, data, own, label);
         }
+        self.told_view = None;
         for own in self.broadcast.take_own().rev() {
             cx.waiting.push_front(own);
         }
         cx.waiting.retain(|own| !own.of_view);
+        self.note_lost_primaries(cx, proposal);
         let content = Content::View(Box::new(proposal.clone()));
         let delivery = self.record.apply(Key::default(), proposal.view.label, content);
         let index = delivery.entry.index;
+        let promoted = self.promoted(cx, &delivery);
         cx.out.push_back(Output::Deliver(delivery));
+        self.tell_promotions(cx, promoted);
         self.remember(proposal);
         self.links.close_all(cx);
         self.exit = None;

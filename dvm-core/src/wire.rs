@@ -6,6 +6,7 @@
 //! | `Ring::Collect` | predecessor | successor | results of a transaction, combined round the ring |
 //! | `Ring::Resume` | successor | predecessor | what the successor holds; nothing is sent on a link before it |
 //! | `Heartbeat` | member | its observers | liveness, progress, which view the member is in |
+//! | `LeaseEcho` | member | the member of a primary | the primary may act on |
 //! | `Suspect` | observer | coordinators to be | evidence against members |
 //! | `FlushRequest` … `Commit` | coordinator | the unsuspected and the joiners | one view change |
 //! | `Fetch`, `Bodies` | either side of a flush | the other | bodies the one lacks |
@@ -13,7 +14,7 @@
 //! | `Join` … `Ready`, `JoinerFetch`, `JoinerFill` | joiner | sponsor, coordinator | learn first, flush last |
 //! | `Probe`, `ProbeReply`, `Yielded`, `Taken` | rank 0 of a branch | departed members, the other branch | healing |
 
-use crate::ids::{Epoch, HistoryIndex, Lamport, Lineage, MemberId, Name, OriginSeq, Rank, ViewId};
+use crate::ids::{Epoch, HistoryIndex, Lamport, Lineage, MemberId, Name, OriginSeq, Rank, Time, ViewId};
 use crate::state::{Entry, FailureCause, LeaveBy, Take};
 use crate::view::{Label, View};
 use alloc::boxed::Box;
@@ -299,6 +300,8 @@ pub struct Heartbeat {
     pub late_ms: u32,
     /// Last history index delivered.
     pub index: HistoryIndex,
+    /// The sender has a primary, and asks whoever stands by it for [`Control::LeaseEcho`]: when it sent this, by its clock.
+    pub lease: Option<Time>,
 }
 
 /// A branch of the history, as far as healing and expulsion need it.
@@ -325,6 +328,13 @@ pub struct Summary {
 pub enum Control {
     /// See [`Heartbeat`].
     Heartbeat(Heartbeat),
+    /// The sender knows of no view without the receiver.
+    LeaseEcho {
+        /// The view that both are in.
+        view: ViewId,
+        /// The heartbeat's own time of sending, returned.
+        sent: Time,
+    },
     /// Evidence against members of `view`.
     Suspect {
         /// The view in which they are members.

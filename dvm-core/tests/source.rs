@@ -7,14 +7,13 @@ mod harness;
 
 use dvm_core::ids::{Lamport, LinkId, OriginSeq, Rank, Time, TransactionId};
 use dvm_core::state::{
-    Applied, Change, ConfigEdit, Content, Entry, EventKind, KeyOperation, KeyTransaction, Mode, Payload,
-    Placement, PluginSpec, Require, RestartPolicy, Submission, Transaction, TransactionKind,
+    Applied, Change, ConfigEdit, Content, Entry, KeyOperation, KeyTransaction, Library, Mode, Payload,
+    PluginSpec, Require, Submission, Transaction, TransactionKind,
 };
 use dvm_core::view::Label;
 use dvm_core::wire::{Data, Ring, Verdict};
 use dvm_core::{Answer, Input, Reject};
 use harness::{HOP_US, World};
-use std::collections::BTreeMap;
 
 // "What is distributed control?"
 
@@ -109,22 +108,31 @@ fn the_dvm_survives_while_one_member_is_alive() {
 
 /// "Hot-standby or warm-standby plug-ins."
 ///
-/// Today's answer is half of it: the mode is in the replicated record and the other instances outlive the one that is
-/// lost, but no entry of the history promotes one of them yet.
+/// The mode is in the replicated record; the view that leaves the primary's member out promotes a standby and gives the
+/// plug-in another one.
 #[test]
-fn standbys_outlive_the_lost_and_nobody_is_promoted_yet() {
+fn a_standby_takes_over_from_the_lost_and_another_stands_by() {
     for mode in [Mode::Hot, Mode::Warm] {
         let mut world = World::ring(3);
         load(&mut world, 1, 1, "p", mode, Require::All);
         settle(&mut world);
-        world.kill(0, false);
-        settle(&mut world);
-        for at in [1, 2] {
+        let primary = |world: &World, at: usize| {
             let state = world.kernels[at].member.state().expect("a member has a state");
             let plugin = state.plugins.get(&"p".to_owned()).expect("it is loaded");
             assert_eq!((plugin.spec.mode, plugin.instances.len()), (mode, 2));
-            let mut events = world.kernels[at].member.events();
-            assert!(!events.any(|event| matches!(event.kind, EventKind::InstancePromoted { .. })));
+            (plugin.primary.expect("there is a primary"), plugin.fence.expect("with a token"))
+        };
+        let (first, token) = primary(&world, 1);
+        assert_eq!(first, world.kernels[0].member.id());
+        world.kill(0, false);
+        settle(&mut world);
+        for at in [1, 2] {
+            let (second, higher) = primary(&world, at);
+            assert_eq!(second, world.kernels[1].member.id());
+            assert!(higher > token);
+            let events: Vec<_> = world.kernels[at].member.events().map(|event| event.kind.word()).collect();
+            let failed = events.iter().position(|word| *word == "instance-failed").expect("told");
+            assert!(events[failed..].contains(&"instance-promoted"));
         }
     }
 }
@@ -466,19 +474,9 @@ fn flood(world: &mut World, at: usize, count: usize) {
 }
 
 fn load(world: &mut World, at: usize, serial: u64, name: &str, mode: Mode, require: Require) {
-    let spec = PluginSpec {
-        name: name.into(),
-        version: "1".into(),
-        hash: [0; 32],
-        size: 1,
-        mode,
-        placement: Placement::Process,
-        payload: Payload::Json,
-        config: BTreeMap::new(),
-        restart: RestartPolicy { times: 0, window_ms: 0 },
-        deadline_ms: 1_000,
-        stateless: true,
-    };
+    let (version, hash, size, payload) = ("1".into(), [0; 32], 1, Payload::Json);
+    let library = Library { version, hash, size, payload };
+    let spec = PluginSpec { mode, instances: 2, ..PluginSpec::of(name.into(), library) };
     propose(world, at, serial, TransactionKind::Load(Box::new(spec)), require);
 }
 

@@ -28,6 +28,11 @@ impl Clock {
         Time(boot_us() - self.start_us)
     }
 
+    /// A time of this clock as the runtime counts.
+    pub(crate) fn instant(self, time: Time) -> tokio::time::Instant {
+        tokio::time::Instant::now() + std::time::Duration::from_micros(time.0.saturating_sub(self.now().0))
+    }
+
     /// A time of this clock on the one that all processes of a host share, microseconds since it started.
     pub(crate) fn boot_us(self, time: Time) -> u64 {
         self.start_us + time.0
@@ -98,7 +103,8 @@ impl Alarm {
     }
 }
 
-fn boot_us() -> u64 {
+/// `CLOCK_BOOTTIME`, microseconds: the same in all processes of a host.
+pub(crate) fn boot_us() -> u64 {
     let time = clock_gettime(ClockId::Boottime);
     time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
 }

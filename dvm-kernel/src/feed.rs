@@ -3,7 +3,7 @@
 //! The ring never waits for its readers. They have a long queue; if it is full, its entries give way to one copy of the
 //! state, from which readers begin anew. While nobody listens the other thread is not even woken for each entry.
 
-use dvm_core::ids::{HistoryIndex, MemberId};
+use dvm_core::ids::{Fence, HistoryIndex, MemberId, Name, Time};
 use dvm_core::state::{Entry, Event, State, Transaction};
 use dvm_core::{Delivery, Phase, Snapshot, Standing};
 use std::collections::VecDeque;
@@ -28,10 +28,26 @@ pub(crate) enum Told {
     Standing(Standing),
     /// The member has come to suspect another.
     Suspected(MemberId),
+    /// This member's instance of a plug-in was promoted.
+    Primary {
+        /// Of which plug-in.
+        plugin: Name,
+        /// Its token.
+        fence: Fence,
+        /// It may not act before.
+        from: Time,
+    },
+    /// Primaries of this member may act until then.
+    Lease {
+        /// Exclusive.
+        until: Time,
+    },
     /// A transaction is to be executed.
     Execute {
         /// It.
         transaction: Box<Transaction>,
+        /// A load: this member is to start an instance.
+        placed: bool,
         /// Time for it, milliseconds.
         limit_ms: u64,
     },
@@ -165,7 +181,13 @@ mod tests {
             let entry =
                 Arc::new(Entry { index, first: index, view, label, key: Default::default(), content });
             let applied = dvm_core::state::Applied::Done;
-            Told::Delivered(Box::new(Delivery { entry, events: Vec::new(), applied, ended: None }))
+            Told::Delivered(Box::new(Delivery {
+                entry,
+                events: Vec::new(),
+                applied,
+                ended: None,
+                placed: Vec::new(),
+            }))
         };
         let mut batch: Vec<_> = (0..KEPT).map(|_| entry()).collect();
         assert!(feed.push(&mut batch));

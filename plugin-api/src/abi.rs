@@ -102,6 +102,8 @@ pub struct HostCalls {
     pub ctx: *const (),
     /// Writes a line of text to the log, at a [`level`].
     pub log: extern "C" fn(ctx: *const (), level: u8, text: RSlice<'_, u8>),
+    /// The token under which the instance may act on the world at this moment; 0 if it may not.
+    pub token: extern "C" fn(ctx: *const ()) -> u64,
 }
 
 // SAFETY: whoever makes one promises that its functions may be called from any thread.

@@ -254,6 +254,15 @@ impl Host {
         self.place(|place| place.peers.clone())
     }
 
+    /// The fencing token, while this instance is the primary and may act on the world: its promotion stands and its
+    /// lease runs. Ask right before each effect, and let the effect carry the token: between this answer and the effect
+    /// the process may be stopped, and then only a resource that refuses lower tokens protects itself.
+    #[must_use]
+    pub fn token(&self) -> Option<u64> {
+        let calls = self.calls.as_ref()?;
+        Some((calls.token)(calls.ctx)).filter(|token| *token > 0)
+    }
+
     /// Writes a line to the kernel's log, with the plug-in's and the member's name. Standard output and error get
     /// there too.
     pub fn log(&self, text: impl fmt::Display) {

@@ -1,7 +1,7 @@
 //! What can be proposed, and what it answers.
 
-use super::plugins::{InstanceReport, PluginSpec};
-use crate::ids::{Epoch, HistoryIndex, Lineage, MemberId, Name, TransactionId, ViewId};
+use super::plugins::{InstanceReport, Library, PluginSpec};
+use crate::ids::{Epoch, Fence, HistoryIndex, Lineage, MemberId, Name, TransactionId, ViewId};
 use crate::view::{Label, View};
 use crate::wire::{Digest, ExecResult, Identity, Key, Proposal, Summary};
 use alloc::boxed::Box;
@@ -62,6 +62,15 @@ pub enum Change {
     Outcome(Outcome),
     /// A kernel tells what became of its own instance of a plug-in.
     Instance(InstanceReport),
+    /// A primary has carried out its commands' effects on the world.
+    Effects {
+        /// Of which plug-in.
+        plugin: Name,
+        /// The token it acted under.
+        fence: Fence,
+        /// Up to which command.
+        upto: HistoryIndex,
+    },
     /// A member leaves with the next view.
     Leave {
         /// Who.
@@ -165,6 +174,15 @@ pub enum TransactionKind {
         /// How.
         edit: ConfigEdit,
     },
+    /// Put another library in its place; its state is handed over.
+    Upgrade {
+        /// Which.
+        plugin: Name,
+        /// To what.
+        library: Library,
+        /// The member that tries it first, else the primary's.
+        canary: Option<MemberId>,
+    },
 }
 
 impl TransactionKind {
@@ -173,17 +191,18 @@ impl TransactionKind {
     pub fn plugin(&self) -> &Name {
         match self {
             Self::Load(spec) => &spec.name,
-            Self::Unload { plugin } | Self::Configure { plugin, .. } => plugin,
+            Self::Unload { plugin } | Self::Configure { plugin, .. } | Self::Upgrade { plugin, .. } => plugin,
         }
     }
 
-    /// `load`, `unload` or `configure`.
+    /// `load`, `unload`, `configure` or `upgrade`.
     #[must_use]
     pub fn word(&self) -> &'static str {
         match self {
             Self::Load(_) => "load",
             Self::Unload { .. } => "unload",
             Self::Configure { .. } => "configure",
+            Self::Upgrade { .. } => "upgrade",
         }
     }
 }

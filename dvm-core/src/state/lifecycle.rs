@@ -16,9 +16,18 @@ impl State {
         } else if !is_load && !loaded {
             step.applied = refused("not-found", &alloc::format!("no plug-in is called {plugin}"));
         } else {
+            let places = match &transaction.kind {
+                TransactionKind::Load(spec) => self.places_for(spec),
+                _ => Vec::new(),
+            };
+            if is_load && places.is_empty() {
+                let reason = alloc::format!("no member is one that {plugin} may be on");
+                step.applied = refused("not-found", &reason);
+                return;
+            }
             step.applied = Applied::Ordered(transaction.id);
             let electorate = self.view.members.clone();
-            self.open.insert(transaction.id, Open { transaction, index: step.first, electorate });
+            self.open.insert(transaction.id, Open { transaction, index: step.first, electorate, places });
         }
     }
 
@@ -33,12 +42,15 @@ impl State {
             let plugin = transaction.kind.plugin().clone();
             let results = named;
             if outcome.committed {
-                self.commit(&transaction.kind, &electorate, &outcome, step.first);
-                step.kinds.push(match transaction.kind {
+                step.kinds.push(match &transaction.kind {
                     TransactionKind::Load(_) => EventKind::PluginLoaded { plugin, results },
                     TransactionKind::Unload { .. } => EventKind::PluginUnloaded { plugin, results },
                     TransactionKind::Configure { .. } => EventKind::PluginConfigured { plugin, results },
+                    TransactionKind::Upgrade { library, .. } => {
+                        EventKind::PluginUpgraded { plugin, version: library.version.clone(), results }
+                    }
                 });
+                self.commit(&transaction.kind, &open.places, &electorate, &outcome, step);
             } else {
                 step.kinds.push(EventKind::PluginRejected { plugin, results });
             }
@@ -50,41 +62,41 @@ impl State {
     fn commit(
         &mut self,
         kind: &TransactionKind,
+        places: &[MemberId],
         electorate: &[MemberId],
         outcome: &Outcome,
-        since: HistoryIndex,
+        step: &mut Step,
     ) {
         match kind {
             TransactionKind::Load(spec) => {
-                let members = self.view.members.iter().enumerate();
-                let instances = members.map(|(rank, member)| {
+                let present = places.iter().filter(|member| electorate.contains(member)).enumerate();
+                let instances = present.map(|(rank, member)| {
                     let result = outcome.results.get(member);
                     let ok = result.is_some_and(|r| r.verdict == crate::wire::Verdict::Ok);
-                    let state = match (ok, electorate.contains(member)) {
-                        (true, _) => InstanceState::Running,
-                        (false, true) => InstanceState::Failed,
-                        (false, false) => InstanceState::Starting,
-                    };
+                    let state = if ok { InstanceState::Running } else { InstanceState::Failed };
                     let reason = result.map(|r| r.reason.clone()).unwrap_or_default();
                     let pid = result.map_or(0, |r| r.pid);
                     (*member, Instance { rank: Rank(rank as u16), state, pid, reason })
                 });
-                let instances: BTreeMap<_, _> = instances.collect();
-                let mut plugin = Plugin {
+                let plugin = Plugin {
                     spec: (**spec).clone(),
                     state: PluginState::Running,
-                    instances,
+                    instances: instances.collect(),
                     restarts: 0,
                     failures: 0,
+                    primary: None,
                     fence: None,
-                    since,
+                    effects: step.first,
+                    since: step.first,
                 };
-                plugin.state = plugin.condition();
-                self.plugins.insert(spec.name.clone(), plugin);
+                self.keep_plugin(spec.name.clone(), plugin, false, step);
             }
             TransactionKind::Unload { plugin } => drop(self.plugins.remove(plugin)),
             TransactionKind::Configure { plugin, edit } => {
                 self.plugins.update(plugin, |p| p.spec.config = edit.apply(&p.spec.config));
+            }
+            TransactionKind::Upgrade { plugin, library, .. } => {
+                self.plugins.update(plugin, |p| p.spec.library = library.clone());
             }
         }
     }
@@ -117,19 +129,20 @@ impl State {
                 EventKind::InstanceFailed { plugin: name, member, rank, failure: failure.clone() }
             }
         });
-        self.keep_plugin(report.plugin.clone(), plugin, step);
+        self.keep_plugin(report.plugin.clone(), plugin, false, step);
     }
 
-    /// Instances of those who are gone fail; joiners get one that starts.
-    pub(super) fn apply_view_to_plugins(
-        &mut self,
-        gone: &[(MemberId, Name)],
-        proposal: &Proposal,
-        step: &mut Step,
-    ) {
-        if gone.is_empty() && proposal.joiners.is_empty() {
-            return;
-        }
+    /// Only the primary that was promoted last knows what it has done.
+    pub(super) fn apply_effects(&mut self, plugin: &Name, fence: Fence, upto: HistoryIndex) {
+        self.plugins.update(plugin, |plugin| {
+            if plugin.fence == Some(fence) {
+                plugin.effects = plugin.effects.max(upto);
+            }
+        });
+    }
+
+    /// Instances of those who are gone fail; the others make up for them, and joiners may get some.
+    pub(super) fn apply_view_to_plugins(&mut self, gone: &[(MemberId, Name)], step: &mut Step) {
         let all: Vec<_> = self.plugins.iter().map(|(name, plugin)| (name.clone(), plugin.clone())).collect();
         for (name, mut plugin) in all {
             for (member, member_name) in gone {
@@ -143,21 +156,8 @@ impl State {
                 let (plugin, member, rank) = (name.clone(), member_name.clone(), instance.rank);
                 step.kinds.push(EventKind::InstanceFailed { plugin, member, rank, failure });
             }
-            for joiner in &proposal.joiners {
-                let rank = plugin.instances.values().map(|i| i.rank.0 + 1).max().unwrap_or(0);
-                let (rank, state) = (Rank(rank), InstanceState::Starting);
-                plugin.instances.insert(joiner.id, Instance { rank, state, pid: 0, reason: String::new() });
-            }
-            self.keep_plugin(name, plugin, step);
+            self.plugins.insert(name, plugin);
         }
-    }
-
-    fn keep_plugin(&mut self, name: Name, mut plugin: Plugin, step: &mut Step) {
-        let (from, state) = (plugin.state, plugin.condition());
-        plugin.state = state;
-        self.plugins.insert(name.clone(), plugin);
-        if from != state {
-            step.kinds.push(EventKind::PluginChanged { plugin: name, state, from });
-        }
+        self.keep_plugins(false, step);
     }
 }

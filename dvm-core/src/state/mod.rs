@@ -3,6 +3,7 @@
 mod change;
 mod event;
 mod lifecycle;
+mod placement;
 mod plugins;
 mod sessions;
 mod table;
@@ -14,7 +15,7 @@ pub use sessions::*;
 pub use table::{Table, TableHash};
 
 use crate::config::Config;
-use crate::ids::{Epoch, HistoryIndex, MemberId, Name, OriginSeq, Rank, TransactionId, ViewId};
+use crate::ids::{Epoch, Fence, HistoryIndex, MemberId, Name, OriginSeq, Rank, TransactionId, ViewId};
 use crate::view::{Label, View};
 use crate::wire::{DepartureCause, Identity, Key, Proposal, Summary};
 use alloc::boxed::Box;
@@ -100,6 +101,8 @@ pub struct Open {
     pub index: HistoryIndex,
     /// Members of the view it was ordered in, in rank order.
     pub electorate: Vec<MemberId>,
+    /// Of a load: the members whose instances start, in the order that makes the first one the primary.
+    pub places: Vec<MemberId>,
 }
 
 /// Indices that a branch may still use after it yielded.
@@ -123,6 +126,8 @@ pub struct Effect {
     pub applied: Applied,
     /// The transaction it ended.
     pub ended: Option<Ended>,
+    /// Instances that it gave to members: of which plug-in, to whom, and whether they are to start.
+    pub placed: Vec<Placed>,
 }
 
 impl State {
@@ -200,7 +205,9 @@ impl State {
     /// Whether a member that holds this state may take `other` in its place: nothing confirmed is lost, and what was told
     /// here is not told again.
     pub(crate) fn may_give_way_to(&self, other: &Self) -> bool {
-        other.view.lineage == self.view.lineage
+        // A branch that came from this view has all of it, whatever became of it by the operator's word.
+        let came_from_here = || other.ancestry.iter().any(|(view, _)| *view == self.view.id);
+        (other.view.lineage == self.view.lineage || came_from_here())
             && other.last_confirmed >= self.last_confirmed
             && other.index >= self.index
             && other.fence >= self.fence
@@ -239,8 +246,8 @@ impl State {
             Content::Change { origin, oseq, .. } => Some((*origin, *oseq)),
             Content::View(_) => None,
         };
-        let mut step =
-            Step { first, message, kinds: Vec::new(), applied: Applied::Done, ended: None, time_ms: 0 };
+        let (kinds, placed, applied) = (Vec::new(), Vec::new(), Applied::Done);
+        let mut step = Step { first, message, kinds, placed, applied, ended: None, time_ms: 0 };
         match &content {
             Content::View(proposal) => {
                 step.time_ms = proposal.time_ms;
@@ -272,7 +279,7 @@ impl State {
             .map(|(i, kind)| self.event(HistoryIndex(start + i as u64), last, label, step.time_ms, kind))
             .collect();
         let entry = Entry { index: last, first, view: self.view.id, label, key, content };
-        Effect { entry, events, applied: step.applied, ended: step.ended }
+        Effect { entry, events, applied: step.applied, ended: step.ended, placed: step.placed }
     }
 
     fn chain(&mut self, content: &Content, first: HistoryIndex, key: Key) {
@@ -382,7 +389,7 @@ impl State {
             self.last_confirmed = self.view.id.epoch;
         }
         self.epoch_floor = self.epoch_floor.max(self.view.id.epoch);
-        self.apply_view_to_plugins(&names, proposal, step);
+        self.apply_view_to_plugins(&names, step);
     }
 
     fn apply_change(&mut self, change: Change, step: &mut Step) {
@@ -414,8 +421,12 @@ impl State {
             Change::Transaction(transaction) => self.apply_transaction(*transaction, step),
             Change::Outcome(outcome) => self.apply_outcome(outcome, step),
             Change::Instance(report) => self.apply_instance(&report, step),
+            Change::Effects { plugin, fence, upto } => self.apply_effects(&plugin, fence, upto),
             Change::Leave { member, by } => match self.members.get_mut(&member) {
-                Some(record) => record.leaving = Some(record.leaving.unwrap_or(by)),
+                Some(record) => {
+                    record.leaving = Some(record.leaving.unwrap_or(by));
+                    self.keep_plugins(false, step);
+                }
                 None => step.applied = refused("not-found", "no such member"),
             },
             Change::Halt { by } => {
@@ -473,6 +484,8 @@ impl State {
         self.index = HistoryIndex(self.index.0.max(take.from.index.0 + YIELDED_MAX));
         self.adopt_sessions(core::mem::take(&mut take.sessions), step.first);
         self.healing = Some(Healing::Taking(Box::new(take)));
+        // The other branch's primaries had tokens of their own.
+        self.keep_plugins(true, step);
     }
 
     fn apply_tags(&mut self, member: MemberId, tags: BTreeMap<String, Option<String>>, step: &mut Step) {
@@ -488,6 +501,7 @@ impl State {
         }
         let rank = self.view.rank_of(member).expect("members have a rank");
         step.kinds.push(EventKind::MemberChanged { member: self.brief(member, rank) });
+        self.keep_plugins(false, step);
     }
 
     fn apply_keys(&mut self, transaction: &KeyTransaction, step: &mut Step) {
@@ -524,6 +538,7 @@ struct Step {
     /// The message that the entry came as: its origin and number in its view.
     message: Option<(MemberId, OriginSeq)>,
     kinds: Vec<EventKind>,
+    placed: Vec<Placed>,
     applied: Applied,
     ended: Option<Ended>,
     time_ms: u64,

@@ -3,6 +3,7 @@
 use crate::ids::{Fence, HistoryIndex, MemberId, Name, Rank};
 use alloc::collections::BTreeMap;
 use alloc::string::String;
+use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 /// Who runs a plug-in and who applies its commands.
@@ -17,6 +18,14 @@ pub enum Mode {
     Warm,
     /// One instance.
     Single,
+}
+
+impl Mode {
+    /// Whether one instance is the primary.
+    #[must_use]
+    pub fn has_primary(self) -> bool {
+        self != Self::Parallel
+    }
 }
 
 /// Where an instance runs.
@@ -57,18 +66,12 @@ pub struct RestartPolicy {
 pub struct PluginSpec {
     /// The name it is loaded under.
     pub name: Name,
-    /// The version in its manifest.
-    pub version: String,
-    /// BLAKE3 of the library.
-    pub hash: [u8; 32],
-    /// Its size, bytes.
-    pub size: u64,
+    /// What is loaded.
+    pub library: Library,
     /// Who runs it.
     pub mode: Mode,
     /// Where.
     pub placement: Placement,
-    /// Its payload format, from its manifest.
-    pub payload: Payload,
     /// JSON text by key.
     pub config: BTreeMap<String, String>,
     /// When a failed instance is started again.
@@ -77,6 +80,80 @@ pub struct PluginSpec {
     pub deadline_ms: u64,
     /// It has no state to hand over.
     pub stateless: bool,
+    /// How many instances are wanted, the primary included, from 1. `parallel` has one on every member it may be on.
+    pub instances: u16,
+    /// Members it may be on: any of these; every member if there are none.
+    pub on: Vec<Selector>,
+    /// There is no primary in a provisional view, and a promotion waits until the old one's lease is over.
+    pub only_confirmed: bool,
+    /// How often a standby of a `warm` or `single` plug-in takes a new snapshot.
+    pub snapshot_every: SnapshotEvery,
+    /// What an instance may use.
+    pub limits: Limits,
+}
+
+impl PluginSpec {
+    /// A load that asks for nothing in particular: one instance everywhere, each in a process of its own, without state
+    /// to hand over, never started again.
+    #[must_use]
+    pub fn of(name: Name, library: Library) -> Self {
+        Self {
+            name,
+            library,
+            mode: Mode::Parallel,
+            placement: Placement::Process,
+            config: BTreeMap::new(),
+            restart: RestartPolicy { times: 0, window_ms: 0 },
+            deadline_ms: 1_000,
+            stateless: true,
+            instances: 1,
+            on: Vec::new(),
+            only_confirmed: false,
+            snapshot_every: SnapshotEvery::Items(4_096),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// A plug-in's library, as its manifest has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Library {
+    /// Its version.
+    pub version: String,
+    /// BLAKE3 of the file.
+    pub hash: [u8; 32],
+    /// Its size, bytes.
+    pub size: u64,
+    /// Its payload format.
+    pub payload: Payload,
+}
+
+/// Which members a plug-in may be on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Selector {
+    /// The member of this name.
+    Name(Name),
+    /// Members with this tag, at this value.
+    Tag(String, String),
+}
+
+/// How far a standby's snapshot may fall behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SnapshotEvery {
+    /// So many commands and events.
+    Items(u64),
+    /// So many milliseconds.
+    Ms(u64),
+}
+
+/// What an instance's process may use; without a limit, what the kernel may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Address space, bytes.
+    pub memory: Option<u64>,
+    /// Processor time, milliseconds.
+    pub cpu_ms: Option<u64>,
 }
 
 /// A loaded plug-in.
@@ -92,8 +169,12 @@ pub struct Plugin {
     pub restarts: u64,
     /// Failures since it was loaded.
     pub failures: u64,
-    /// The primary's fencing token, where there is a primary.
+    /// The member whose instance answers commands and acts on the world, in modes that have one.
+    pub primary: Option<MemberId>,
+    /// The token of the last promotion.
     pub fence: Option<Fence>,
+    /// Up to here the commands' effects on the world are marked as done.
+    pub effects: HistoryIndex,
     /// The entry that loaded it.
     pub since: HistoryIndex,
 }
@@ -102,9 +183,9 @@ pub struct Plugin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PluginState {
-    /// Every instance runs.
+    /// As many instances run as are wanted.
     Running,
-    /// Some do.
+    /// Fewer do.
     Degraded,
     /// None does.
     Failed,
@@ -123,10 +204,23 @@ pub struct Instance {
     pub reason: String,
 }
 
+/// An instance that a member is to have from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// Of which plug-in.
+    pub plugin: Name,
+    /// Where.
+    pub member: MemberId,
+    /// `Starting` or `Keeping`; it may have been a keeper before it starts.
+    pub state: InstanceState,
+}
+
 /// Whether an instance runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InstanceState {
+    /// Its member keeps its snapshot and what came since, and starts it when the one that runs is lost.
+    Keeping,
     /// It gets its snapshot.
     Starting,
     /// It runs.
@@ -188,9 +282,13 @@ impl Plugin {
     #[must_use]
     pub fn condition(&self) -> PluginState {
         let running = self.instances.values().filter(|i| i.state == InstanceState::Running).count();
+        let wanted = match self.spec.mode {
+            Mode::Parallel => self.instances.len(),
+            Mode::Hot | Mode::Warm | Mode::Single => usize::from(self.spec.instances),
+        };
         match running {
             0 => PluginState::Failed,
-            n if n == self.instances.len() => PluginState::Running,
+            n if n >= wanted => PluginState::Running,
             _ => PluginState::Degraded,
         }
     }

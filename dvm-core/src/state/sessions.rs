@@ -144,6 +144,7 @@ mod tests {
             first: index,
             message,
             kinds: Vec::new(),
+            placed: Vec::new(),
             applied: Applied::Done,
             ended: None,
             time_ms: 0,

@@ -8,6 +8,8 @@
 //! | `put M KEY VALUE [as SESSION SEQ] [if-absent]` | a client of `M` asks for a change |
 //! | `many M COUNT KEY BYTES` | so many changes of one key, each with a value of that length |
 //! | `load M PLUGIN [RULE] [dry]` | a transaction; RULE: `all`, `majority`, `any`, `at-least:K` |
+//! |  | and `hot=K`, `single`, `confirmed`, `on=NAME` |
+//! | `instance M PLUGIN started\|failed\|again` | what became of `M`'s instance; `again`: it failed and is started again |
 //! | `execute M ok\|failed\|timeout\|abstain\|later` | what `M` answers from now on when it is asked to execute |
 //! | `executed M VERDICT` | what it held ends so |
 //! | `leave M`, `halt M`, `promote M` | |
@@ -78,6 +80,7 @@ impl World {
                 let at = self.at(m);
                 self.kernels[at].execution = execution;
             }
+            ["instance", m, plugin, how] => self.report(self.at(m), plugin, how),
             ["executed", m, how] => self.executed(self.at(m), verdict(how)),
             ["leave", m] => self.offer(self.at(m), None, Input::Leave { by: LeaveBy::Remove }),
             ["halt", m] => self.submit(self.at(m), "halt", None, Change::Halt { by: m.into() }),
@@ -131,20 +134,19 @@ impl World {
     }
 
     fn load(&mut self, m: &str, plugin: &str, how: &[&str]) {
-        let spec = PluginSpec {
-            name: plugin.into(),
-            version: "1".into(),
-            hash: [0; 32],
-            size: 1,
-            mode: Mode::Parallel,
-            placement: Placement::Process,
-            payload: Payload::Json,
-            config: BTreeMap::new(),
-            restart: RestartPolicy { times: 0, window_ms: 0 },
-            deadline_ms: 1_000,
-            stateless: true,
-        };
-        let rule = how.iter().find(|word| **word != "dry").copied().unwrap_or("all");
+        let (version, hash, size, payload) = ("1".into(), [0; 32], 1, Payload::Json);
+        let mut spec = PluginSpec::of(plugin.into(), Library { version, hash, size, payload });
+        let mut words = Vec::new();
+        for word in how {
+            match word.split_once('=') {
+                Some(("hot", k)) => (spec.mode, spec.instances) = (Mode::Hot, number(k) as u16),
+                Some(("on", name)) => spec.on.push(Selector::Name(name.into())),
+                _ if *word == "single" => (spec.mode, spec.stateless) = (Mode::Single, false),
+                _ if *word == "confirmed" => spec.only_confirmed = true,
+                _ => words.push(*word),
+            }
+        }
+        let rule = words.iter().find(|word| **word != "dry").copied().unwrap_or("all");
         let require = match rule.split_once(':') {
             Some(("at-least", k)) => Require::AtLeast(number(k) as u32),
             None if rule == "majority" => Require::Majority,
@@ -158,9 +160,25 @@ impl World {
             id: TransactionId { originator: self.kernels[at].member.id(), serial: serial + 1 },
             kind: TransactionKind::Load(Box::new(spec)),
             require,
-            dry_run: how.contains(&"dry"),
+            dry_run: words.contains(&"dry"),
         };
         self.submit(at, &format!("load {plugin}"), None, Change::Transaction(Box::new(transaction)));
+    }
+
+    fn report(&mut self, at: usize, plugin: &str, how: &str) {
+        let member = self.kernels[at].member.id();
+        let state = self.kernels[at].member.state().expect("a member has a state");
+        let since = state.plugins.get(&plugin.to_owned()).expect("it is loaded").since;
+        let what = match how {
+            "started" => InstanceChange::Started { pid: 1 },
+            _ => {
+                let (cause, detail) = ("exit".into(), "on purpose".into());
+                let failure = InstanceFailure { cause, exit_code: Some(1), signal: None, detail };
+                InstanceChange::Failed { failure, again: how == "again" }
+            }
+        };
+        let report = InstanceReport { plugin: plugin.into(), since, member, what };
+        self.submit(at, &format!("{plugin} {how}"), None, Change::Instance(report));
     }
 
     fn show(&mut self, what: &str, more: &[&str]) {

@@ -52,7 +52,9 @@ impl World {
             Output::Snapshot { .. } => "snapshot",
             Output::Answer { .. } => "answer",
             Output::Deliver(_) => "deliver",
-            Output::Execute(_) => "execute",
+            Output::Execute { .. } => "execute",
+            Output::Primary { .. } => "primary",
+            Output::Lease { .. } => "lease",
             Output::Standing(_) => "standing",
             Output::Suspected { .. } => "suspected",
             Output::Orphans { .. } => "orphans",
@@ -66,6 +68,7 @@ impl World {
     pub(super) fn control_kind(message: &Control) -> &'static str {
         match message {
             Control::Heartbeat(_) => "heartbeat",
+            Control::LeaseEcho { .. } => "lease-echo",
             Control::Suspect { .. } => "suspect",
             Control::FlushRequest { .. } => "flush-request",
             Control::FlushAck { .. } => "flush-ack",
@@ -115,7 +118,12 @@ impl World {
                 format!("{me} answers {}: {}", kernel.asked[request], self.answer(answer))
             }
             Output::Deliver(delivery) => format!("{me} delivers {}", self.entry(&delivery.entry)),
-            Output::Execute(transaction) => format!("{me} executes {}", transaction.kind.word()),
+            Output::Execute { transaction, .. } => format!("{me} executes {}", transaction.kind.word()),
+            Output::Primary { plugin, fence, from, .. } => {
+                let waits = if from.0 > self.now_us { ", when the old lease is over" } else { "" };
+                format!("{me} is the primary of {plugin} with token {fence}{waits}")
+            }
+            Output::Lease { until } => format!("{me} has a lease until {until:?}"),
             Output::Standing(standing) => format!("{me} is {}", self.standing(standing)),
             Output::Orphans { fork, entries, .. } => {
                 let entries: Vec<_> = entries.iter().map(|entry| self.entry(entry)).collect();
@@ -372,7 +380,10 @@ impl World {
                 plugin.instances.iter().map(|(m, i)| (self.shown(*m), i.state)).collect();
             let instances: Vec<_> =
                 instances.iter().map(|(name, state)| format!("{name}:{state:?}")).collect();
-            format!("{name} {:?} [{}]", plugin.state, instances.join(" ")).to_lowercase()
+            let primary = plugin.primary.zip(plugin.fence);
+            let primary = primary.map(|(m, fence)| format!(", primary {} with token {fence}", self.shown(m)));
+            let (state, instances) = (plugin.state, instances.join(" "));
+            format!("{name} {state:?} [{instances}]{}", primary.unwrap_or_default()).to_lowercase()
         });
         let plugins: Vec<_> = plugins.collect();
         if plugins.is_empty() { "none".into() } else { plugins.join("; ") }

@@ -339,13 +339,14 @@ impl World {
                 let asked = self.kernels[at].asked.remove(&request).expect("one answer to a request");
                 self.kernels[at].answers.push((asked, answer));
             }
-            Output::Execute(transaction) => match self.kernels[at].execution {
+            Output::Execute { transaction, .. } => match self.kernels[at].execution {
                 Execution::Holds => self.kernels[at].executing.push(transaction.id),
                 Execution::Says(verdict) => {
                     let input = Input::Executed { transaction: transaction.id, result: result(verdict) };
                     self.after(EXECUTION_US, Happening::Input { at, of: Some(me), input });
                 }
             },
+            Output::Primary { .. } | Output::Lease { .. } => {}
             Output::Standing(standing) => self.stand(at, standing),
             Output::Orphans { fork, entries, .. } => {
                 self.kernels[at].orphans.push((fork.0, entries.len()));

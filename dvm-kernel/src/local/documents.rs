@@ -120,6 +120,9 @@ fn more(kind: &EventKind) -> Map<String, Value> {
         | EventKind::PluginRejected { plugin, results: r } => {
             json!({"plugin": plugin, "results": results(r)})
         }
+        EventKind::PluginUpgraded { plugin, version, results: r } => {
+            json!({"plugin": plugin, "version": version, "results": results(r)})
+        }
         EventKind::PluginChanged { plugin, state, from } => {
             json!({"plugin": plugin, "state": plugin_state(*state), "from": plugin_state(*from)})
         }
@@ -314,12 +317,12 @@ fn plugins(seen: &Seen, beside: &Beside) -> Vec<PluginDoc> {
     let loading = state.open.values().filter_map(|open| match &open.transaction.kind {
         dvm_core::state::TransactionKind::Load(spec) if !open.transaction.dry_run => Some(PluginDoc {
             name: spec.name.clone(),
-            version: spec.version.clone(),
-            hash: hex(&spec.hash),
+            version: spec.library.version.clone(),
+            hash: hex(&spec.library.hash),
             mode: mode(spec.mode).into(),
             state: "loading".into(),
             config: config(&spec.config),
-            wanted: open.electorate.len(),
+            wanted: open.places.len(),
             restarts: 0,
             failures: 0,
             primary: None,
@@ -335,12 +338,19 @@ fn plugin(seen: &Seen, beside: &Beside, plugin: &Plugin) -> PluginDoc {
     let mut instances: Vec<_> = plugin
         .instances
         .iter()
+        // A member that keeps a state runs nothing.
+        .filter(|(_, instance)| instance.state != InstanceState::Keeping)
         .map(|(id, instance)| {
             let own = beside.applied.get(&plugin.spec.name).filter(|_| *id == seen.me);
             let state = match instance.state {
-                InstanceState::Starting => "starting",
+                InstanceState::Keeping | InstanceState::Starting => "starting",
                 InstanceState::Running => "running",
                 InstanceState::Failed => "failed",
+            };
+            let role = match plugin.spec.mode.has_primary() {
+                false => "active",
+                true if plugin.primary == Some(*id) => "primary",
+                true => "standby",
             };
             let placement = match plugin.spec.placement {
                 Placement::Process => "process",
@@ -350,7 +360,7 @@ fn plugin(seen: &Seen, beside: &Beside, plugin: &Plugin) -> PluginDoc {
             InstanceDoc {
                 member: seen.state.name_of(*id),
                 rank: instance.rank.0,
-                role: "active".into(),
+                role: role.into(),
                 state: state.into(),
                 placement: placement.into(),
                 pid: own.map_or(instance.pid, |(_, pid)| *pid),
@@ -361,15 +371,18 @@ fn plugin(seen: &Seen, beside: &Beside, plugin: &Plugin) -> PluginDoc {
     instances.sort_by_key(|instance| instance.rank);
     PluginDoc {
         name: plugin.spec.name.clone(),
-        version: plugin.spec.version.clone(),
-        hash: hex(&plugin.spec.hash),
+        version: plugin.spec.library.version.clone(),
+        hash: hex(&plugin.spec.library.hash),
         mode: mode(plugin.spec.mode).into(),
         state: plugin_state(plugin.state).into(),
         config: config(&plugin.spec.config),
-        wanted: seen.state.view.size(),
+        wanted: match plugin.spec.mode.has_primary() {
+            true => usize::from(plugin.spec.instances),
+            false => instances.len(),
+        },
         restarts: plugin.restarts,
         failures: plugin.failures,
-        primary: None,
+        primary: plugin.primary.map(|member| seen.state.name_of(member)),
         fence: plugin.fence.map(|fence| fence.0),
         instances,
     }
@@ -474,6 +487,9 @@ fn change(change: &Change, state: &State) -> (&'static str, Option<TransactionId
             };
             let member = state.name_of(report.member);
             ("instance", None, json!({"plugin": report.plugin, "member": member, "what": what}))
+        }
+        Change::Effects { plugin, fence, upto } => {
+            ("effects", None, json!({"plugin": plugin, "fence": fence, "upto": upto}))
         }
         Change::Leave { member, by } => {
             ("leave", None, json!({"member": state.name_of(*member), "by": leave_by(*by)}))

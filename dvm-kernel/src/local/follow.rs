@@ -68,7 +68,18 @@ impl Server {
                 let by = self.identity.borrow().name.clone();
                 self.note("member-suspected", move |state| documents::suspected(state, member, &by));
             }
-            Told::Execute { transaction, limit_ms } => self.on_execute(transaction, limit_ms),
+            Told::Primary { plugin, fence, from } => {
+                self.roles.borrow_mut().primary(&plugin, fence, from);
+                self.wake_readers();
+                let from = self.clock.instant(from);
+                self.tell_plugins(ToPlugins::Primary { plugin, fence, from });
+            }
+            Told::Lease { until } => {
+                self.roles.borrow_mut().lease(until);
+                self.wake_readers();
+                self.tell_plugins(ToPlugins::Lease { until_us: self.clock.boot_us(until) });
+            }
+            Told::Execute { transaction, placed, limit_ms } => self.on_execute(transaction, placed, limit_ms),
             Told::Snapshot { to, snapshot } => {
                 spawn_local(self.clone().send_snapshot(to, snapshot));
             }
@@ -99,6 +110,7 @@ impl Server {
                 }
             }
         }
+        self.roles.borrow_mut().delivered(&delivery);
         let (entries, bytes) = self.kept.get();
         self.mirror.borrow_mut().push(&delivery, entries, bytes);
         // While there are no plug-ins, their manager need only know who the members are.
@@ -126,6 +138,7 @@ impl Server {
     fn on_restored(&self, restored: Restored) {
         let Restored { me, state, events, entries } = restored;
         self.peers.set_members(state.view.members.clone());
+        self.roles.borrow_mut().restored(&state);
         self.kept.set((state.config.history_entries, state.config.history_bytes));
         self.mirror.borrow_mut().reset(state.index, state.ancestry.clone(), events, entries);
         if let Some(lost) = self.orphans.borrow_mut().take() {
@@ -141,12 +154,12 @@ impl Server {
         self.tell_plugins(ToPlugins::Restored { me, state: Box::new(state) });
     }
 
-    fn on_execute(&self, transaction: Box<Transaction>, limit_ms: u64) {
+    fn on_execute(&self, transaction: Box<Transaction>, placed: bool, limit_ms: u64) {
         if let TransactionKind::Load(spec) = &transaction.kind {
-            self.peers.blobs().held_by(spec.hash, transaction.id.originator);
+            self.peers.blobs().held_by(spec.library.hash, transaction.id.originator);
         }
         self.plugins_listen.borrow_mut().get_or_insert_with(|| self.feed.listen());
-        self.tell_plugins(ToPlugins::Execute { transaction, limit_ms });
+        self.tell_plugins(ToPlugins::Execute { transaction, placed, limit_ms });
     }
 
     fn on_standing(self: &Rc<Self>, standing: Standing) {
@@ -157,6 +170,7 @@ impl Server {
             }
             Standing::Normal if self.blocked.replace(false) => self.note("quorum-regained", |_| json!({})),
             Standing::Excluded { .. } => {
+                self.roles.borrow_mut().step_down();
                 spawn_local(self.clone().fence());
             }
             Standing::Left { by } => {
@@ -175,9 +189,14 @@ impl Server {
             if let Some(state) = server.copy_state().await {
                 let note = documents::note(&state, kind, more(&state), wall_ms());
                 server.mirror.borrow_mut().note(note);
-                server.version.send_modify(|version| *version += 1);
+                server.wake_readers();
             }
         });
+    }
+
+    /// Those who wait for what this server is told look again.
+    pub(super) fn wake_readers(&self) {
+        self.version.send_modify(|version| *version += 1);
     }
 
     /// A copy of the member's state.

@@ -12,6 +12,7 @@ mod journal;
 mod mirror;
 mod plugin_requests;
 mod requests;
+mod roles;
 mod subscribe;
 mod verify;
 
@@ -30,6 +31,7 @@ use dvm_core::wire::Identity;
 use dvm_plugin_api::local::EventDoc;
 use dvm_plugin_api::place::DvmPlace;
 use mirror::Mirror;
+use roles::Roles;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -111,6 +113,8 @@ pub(crate) struct Server {
     orphans: RefCell<Option<journal::Lost>>,
     /// What is told of the last lost branches, oldest first.
     lost: RefCell<VecDeque<EventDoc>>,
+    /// Who the primaries are, and whether this member's may act.
+    roles: RefCell<Roles>,
     blocked: Cell<bool>,
     /// The DVM's end is in the history.
     halting: Cell<bool>,
@@ -147,6 +151,7 @@ pub(crate) async fn run(parts: Parts) -> io::Result<()> {
         opened: RefCell::default(),
         orphans: RefCell::default(),
         lost: RefCell::default(),
+        roles: RefCell::default(),
         blocked: Cell::new(false),
         halting: Cell::new(false),
         left: Cell::new(None),

@@ -4,26 +4,31 @@ use super::Server;
 use super::changes::{accepted, strange};
 use super::documents;
 use super::requests::Ask;
+use super::roles::Answerer;
 use crate::peer::BlobError;
 use crate::plugins::{ReplyError, ToPlugins, from_json};
 use crate::security::ticket::unhex;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId, is_name};
 use dvm_core::state::{
-    Applied, Change, ConfigEdit, InstanceState, Mode, Payload, Placement, PluginSpec, Require, RestartPolicy,
-    State, Transaction, TransactionKind,
+    Applied, Change, ConfigEdit, InstanceState, Library, Mode, Payload, Placement, PluginSpec, Require,
+    RestartPolicy, Selector, SnapshotEvery, State, Transaction, TransactionKind,
 };
 use dvm_plugin_api::local::{
-    Answer, Failure, FailureCode, Load, Receipt, Request, ToClient, ToKernel, TransactionDoc,
+    Answer, Every, Failure, FailureCode, Load, Receipt, Request, ToClient, ToKernel, TransactionDoc,
     TransactionKind as Asked, decode, encode,
 };
 use serde_json::Value;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 /// How long another member may take to answer for us.
 const RELAY: Duration = Duration::from_secs(60);
+/// Between two looks for a primary that replies.
+const AGAIN: Duration = Duration::from_millis(2);
+/// How long a primary's reply waits for its lease.
+const LEASE_WAIT: Duration = Duration::from_secs(10);
 
 /// What a plug-in says: its reply or its own error.
 type Said = Result<Value, String>;
@@ -69,7 +74,9 @@ impl Server {
             Asked::Load(load) => {
                 let spec = self.spec(*load)?;
                 let limit_ms = self.in_state(|state| state.config.exec_limit_ms).await?;
-                self.peers.spread(spec.hash, spec.size, ask.left(Duration::from_millis(limit_ms))).await;
+                self.peers
+                    .spread(spec.library.hash, spec.library.size, ask.left(Duration::from_millis(limit_ms)))
+                    .await;
                 TransactionKind::Load(Box::new(spec))
             }
             Asked::Unload { plugin } => TransactionKind::Unload { plugin },
@@ -142,25 +149,46 @@ impl Server {
                 load.name
             )));
         }
-        let not_yet = |what: &str, instead: &str| {
-            let text = format!("{what} is not available in this version; nothing was loaded");
-            Failure::new(FailureCode::Failure, text).hint(format!("what works is {instead}"))
-        };
         let mode = match load.mode.as_str() {
             "parallel" => Mode::Parallel,
-            "hot" | "warm" | "single" => {
-                let instead = "--mode parallel: an active instance at every member";
-                return Err(not_yet(&format!("mode {}", load.mode), instead));
+            "hot" => Mode::Hot,
+            "warm" => Mode::Warm,
+            "single" => Mode::Single,
+            mode => return Err(usage(format!("`{mode}` is no mode: parallel, hot, warm or single"))),
+        };
+        let instances = match (mode, load.instances) {
+            (Mode::Parallel, None) => 1,
+            (Mode::Parallel, Some(_)) => {
+                let text = "a parallel plug-in has an instance on every member";
+                return Err(usage(text.into()).hint("choose the members by --on, or another --mode"));
             }
-            mode => return Err(usage(format!("`{mode}` is no mode"))),
+            (Mode::Single, None | Some(1)) => 1,
+            (Mode::Single, Some(_)) => {
+                return Err(
+                    usage("a single plug-in has one instance".into()).hint("with standbys it is hot or warm")
+                );
+            }
+            (Mode::Hot | Mode::Warm, Some(0)) => {
+                return Err(usage("--instances counts the primary; it is at least 1".into()));
+            }
+            (Mode::Hot | Mode::Warm, instances) => instances.unwrap_or(2),
         };
         let placement = match load.placement.as_str() {
             "process" => Placement::Process,
             "kernel" => {
-                let instead = "--placement process: each instance in a process of its own";
-                return Err(not_yet("placement kernel", instead));
+                let text = "placement kernel is not available in this version; nothing was loaded";
+                return Err(Failure::new(FailureCode::Failure, text)
+                    .hint("what works is --placement process: each instance in a process of its own"));
             }
             placement => return Err(usage(format!("`{placement}` is no placement"))),
+        };
+        let on = load.on.into_iter().map(|term| match term.split_once('=') {
+            Some((tag, value)) => Selector::Tag(tag.into(), value.into()),
+            None => Selector::Name(term),
+        });
+        let snapshot_every = match load.snapshot_every {
+            Every::Items(items) => SnapshotEvery::Items(items.max(1)),
+            Every::Ms(ms) => SnapshotEvery::Ms(ms.max(1)),
         };
         let payload = match load.payload.as_str() {
             "json" => Payload::Json,
@@ -173,18 +201,19 @@ impl Server {
             return Err(Failure::new(FailureCode::NotFound, "this kernel does not have the library")
                 .hint("send it again"));
         }
+        let library = Library { version: load.version, hash, size: load.size, payload };
         Ok(PluginSpec {
-            name: load.name,
-            version: load.version,
-            hash,
-            size: load.size,
             mode,
             placement,
-            payload,
             config: load.config.into_iter().map(|(key, value)| (key, value.to_string())).collect(),
             restart: RestartPolicy { times: load.restart_times, window_ms: load.restart_window_ms },
             deadline_ms: load.deadline_ms,
             stateless: load.stateless,
+            instances,
+            on: on.collect(),
+            only_confirmed: load.only_confirmed,
+            snapshot_every,
+            ..PluginSpec::of(load.name, library)
         })
     }
 
@@ -200,12 +229,102 @@ impl Server {
         let (receipt, applied) = self.change(ask, change).await?;
         let Applied::Command = applied else { return Err(strange(&applied)) };
         let index = HistoryIndex(receipt.index);
-        let own = self.own_reply(plugin.clone(), index).await;
-        let (reply, member) = match own {
-            Ok(said) => (said, self.identity.borrow().name.clone()),
-            Err(error) => self.reply_elsewhere(ask, plugin, index, error).await?,
+        self.catch_up();
+        let answerer = self.roles.borrow().answerer(&plugin);
+        let (reply, member) = match answerer {
+            Answerer::Primary(_) => self.primary_reply(ask, plugin, index).await?,
+            Answerer::Anybody => match self.own_reply(plugin.clone(), index).await {
+                Ok(said) => (said, self.identity.borrow().name.clone()),
+                Err(error) => self.reply_elsewhere(ask, plugin, index, error).await?,
+            },
         };
         Ok(Answer::Reply { reply, receipt: Some(receipt), member })
+    }
+
+    /// The reply of the primary. It is waited for while there is none, or the one there is may not act.
+    async fn primary_reply(
+        self: &Rc<Self>,
+        ask: &Ask,
+        plugin: Name,
+        index: HistoryIndex,
+    ) -> Result<(Said, Name), Failure> {
+        let deadline = Instant::now() + ask.left(RELAY);
+        let mut seen = self.version.subscribe();
+        while Instant::now() < deadline {
+            seen.borrow_and_update();
+            let answerer = self.roles.borrow().answerer(&plugin);
+            let primary = match &answerer {
+                Answerer::Primary(primary) => primary.clone(),
+                Answerer::Anybody => return Err(not_loaded(&plugin)),
+            };
+            let asked = async {
+                let Some(name) = primary else { return std::future::pending().await };
+                let said = if name == self.identity.borrow().name {
+                    self.own_reply(plugin.clone(), index).await.ok()
+                } else {
+                    self.reply_of(&name, &plugin, index, ask.left(RELAY)).await
+                };
+                said.map(|said| (said, name))
+            };
+            let changed = async {
+                while seen.changed().await.is_ok() && self.roles.borrow().answerer(&plugin) == answerer {}
+            };
+            tokio::select! {
+                said = asked => match said {
+                    Some(said) => return Ok(said),
+                    None => sleep(AGAIN).await,
+                },
+                () = changed => {}
+                () = sleep_until(deadline) => {}
+            }
+        }
+        Err(Failure::new(
+            FailureCode::Unknown,
+            format!("the command took effect at index {}; no primary of `{plugin}` has replied yet", index.0),
+        )
+        .hint("see `dvm plugins`; the same call with the same --id returns the reply when there is one"))
+    }
+
+    async fn reply_of(
+        &self,
+        name: &Name,
+        plugin: &Name,
+        index: HistoryIndex,
+        limit: Duration,
+    ) -> Option<Said> {
+        let wanted = name.clone();
+        let look = move |state: &State| {
+            state.members.values().find(|m| m.identity.name == wanted).map(|m| m.identity.id)
+        };
+        let member = self.in_state(look).await.ok()??;
+        match self.peers.plugin_reply(member, plugin.clone(), index, limit).await {
+            Ok(said) => said.map(|said| said.map(|text| serde_json::from_str(&text).unwrap_or(Value::Null))),
+            Err(error) => {
+                tracing::info!(peer = %member, %error, "no reply from there");
+                None
+            }
+        }
+    }
+
+    /// Whether this member's instance may answer: it is no primary's to do, or its own as the primary under its lease.
+    async fn may_answer(&self, plugin: &Name) -> bool {
+        let deadline = Instant::now() + LEASE_WAIT;
+        let mut seen = self.version.subscribe();
+        while Instant::now() < deadline {
+            seen.borrow_and_update();
+            let (anybody, mine) = {
+                let roles = self.roles.borrow();
+                (roles.answerer(plugin) == Answerer::Anybody, roles.mine(plugin, self.clock.now()))
+            };
+            match mine {
+                _ if anybody => return true,
+                None => return false,
+                Some(true) => return true,
+                // Its lease is renewed, or its time comes.
+                Some(false) => drop(timeout(AGAIN, seen.changed()).await),
+            }
+        }
+        false
     }
 
     /// The reply of this kernel's own instance to a command.
@@ -214,6 +333,18 @@ impl Server {
         plugin: Name,
         index: HistoryIndex,
     ) -> Result<Said, ReplyError> {
+        let said = self.instance_reply(plugin.clone(), index).await?;
+        // A lease that ended meanwhile is waited for: what is told was the primary's word when it was told.
+        match self.may_answer(&plugin).await {
+            true => Ok(said),
+            false => {
+                let why = "it is not the primary, or its lease is over".into();
+                Err(ReplyError::NotRunning { plugin, why })
+            }
+        }
+    }
+
+    async fn instance_reply(self: &Rc<Self>, plugin: Name, index: HistoryIndex) -> Result<Said, ReplyError> {
         self.catch_up();
         let (answer, answered) = oneshot::channel();
         let asked = plugin.clone();
@@ -230,15 +361,9 @@ impl Server {
         index: HistoryIndex,
         own: ReplyError,
     ) -> Result<(Said, Name), Failure> {
-        for (member, name) in self.running_elsewhere(&plugin).await? {
-            let limit = ask.left(RELAY);
-            match self.peers.plugin_reply(member, plugin.clone(), index, limit).await {
-                Ok(Some(Ok(text))) => {
-                    return Ok((Ok(serde_json::from_str(&text).unwrap_or(Value::Null)), name));
-                }
-                Ok(Some(Err(error))) => return Ok((Err(error), name)),
-                Ok(None) => {}
-                Err(error) => tracing::info!(peer = %member, %error, "no reply from there"),
+        for (_, name) in self.running_elsewhere(&plugin).await? {
+            if let Some(said) = self.reply_of(&name, &plugin, index, ask.left(RELAY)).await {
+                return Ok((said, name));
             }
         }
         Err(Failure::new(
@@ -292,7 +417,7 @@ impl Server {
     /// that was acknowledged before.
     async fn payload_of(&self, ask: Option<&Ask>, plugin: &str) -> Result<Payload, Failure> {
         let wanted = plugin.to_owned();
-        let look = move |state: &State| state.plugins.get(&wanted).map(|plugin| plugin.spec.payload);
+        let look = move |state: &State| state.plugins.get(&wanted).map(|plugin| plugin.spec.library.payload);
         let found = match ask {
             Some(ask) => self.look_twice(ask, look).await?,
             None => self.in_state(look).await?,

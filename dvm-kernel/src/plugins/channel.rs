@@ -23,8 +23,10 @@ pub(super) enum ToChild {
     Start { config: Bytes, place: Bytes },
     /// Take this state over.
     Restore(Bytes),
-    /// Its role is that of one among equals.
-    Active,
+    /// Its role, as the plug-in API numbers it, with its token.
+    Role { role: u32, fence: u64 },
+    /// A primary may act until then, by the clock that all processes of the host share, microseconds.
+    Lease { until_us: u64 },
     /// Apply a command.
     Apply { meta: Bytes, command: Bytes },
     /// Answer a query.

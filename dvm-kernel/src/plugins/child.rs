@@ -143,12 +143,51 @@ fn call(instance: &mut Instance, message: ToChild) -> Result<Vec<u8>, CallError>
         ToChild::Configure(config) => instance.configure(&config).map(nothing),
         ToChild::Event(event) => instance.on_event(&event).map(nothing),
         ToChild::Place(place) => instance.on_place(&place).map(nothing),
-        ToChild::Active => instance.on_role(Role::Active).map(nothing),
+        ToChild::Role { role, fence } => {
+            acting::promoted(fence);
+            instance.on_role(role_of(role, fence)).map(nothing)
+        }
+        ToChild::Lease { until_us } => {
+            acting::leased(until_us);
+            Ok(Vec::new())
+        }
         ToChild::Restore(state) => instance.restore(&state).map(nothing),
         ToChild::Snapshot => instance.snapshot(),
         ToChild::Open { .. } | ToChild::Validate { .. } | ToChild::Start { .. } | ToChild::Stop => {
             unreachable!("answered without an instance")
         }
+    }
+}
+
+fn role_of(role: u32, fence: u64) -> Role {
+    match role {
+        dvm_plugin_api::abi::role::PRIMARY => Role::Primary { fence },
+        dvm_plugin_api::abi::role::STANDBY => Role::Standby,
+        _ => Role::Active,
+    }
+}
+
+/// Whether this process's instance may act on the world: it is the primary, and its lease runs. Its own clock tells, so
+/// that it stops though its kernel is stopped.
+mod acting {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static FENCE: AtomicU64 = AtomicU64::new(0);
+    static UNTIL_US: AtomicU64 = AtomicU64::new(0);
+
+    /// The token of the promotion; 0 when it is no primary.
+    pub(super) fn promoted(fence: u64) {
+        FENCE.store(fence, Ordering::Release);
+    }
+
+    pub(super) fn leased(until_us: u64) {
+        UNTIL_US.store(until_us, Ordering::Release);
+    }
+
+    /// The token under which the instance may act now; 0 if it may not.
+    pub(super) extern "C" fn token(_: *const ()) -> u64 {
+        let leased = crate::clock::boot_us() < UNTIL_US.load(Ordering::Acquire);
+        if leased { FENCE.load(Ordering::Acquire) } else { 0 }
     }
 }
 
@@ -202,5 +241,5 @@ fn calls() -> HostCalls {
         // A log that cannot be written has nowhere to complain.
         let _ = io::stderr().write_all(lines.as_bytes());
     }
-    HostCalls { ctx: std::ptr::null(), log }
+    HostCalls { ctx: std::ptr::null(), log, token: acting::token }
 }

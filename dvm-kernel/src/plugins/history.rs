@@ -95,6 +95,11 @@ impl History {
         self.items.back().map_or(self.base.index, |item| item.index)
     }
 
+    /// How many items there are since the base.
+    pub(super) fn kept(&self) -> usize {
+        self.items.len()
+    }
+
     /// Adds an item; false if there are too many.
     pub(super) fn push(&mut self, item: Item) -> bool {
         self.bytes += item.frame.len();
@@ -153,6 +158,11 @@ impl History {
             self.careful = self.careful.max(last.index);
         }
         (self.sent, self.done) = (0, 0);
+    }
+
+    /// The child is gone, and nothing was wrong with it: everything since the base is to be sent again.
+    pub(super) fn start_over(&mut self) {
+        (self.sent, self.done, self.careful) = (0, 0, 0);
     }
 
     /// Leaves out what ended a child.

@@ -1,11 +1,15 @@
 //! One instance of a plug-in on this member: a task that tells it the history, keeps its replies, and starts it again.
 //!
 //! ```text
-//! Waiting ──begin──► Launching ──► Running ──stop──► Over
+//! Keeping ──begin──► Launching ──► Running ──stop──► Over
 //!                        ▲            │ failure
 //!                        └──restart───┤
 //!                                     └──too many──► Failed ──stop──► Over
 //! ```
+//! An instance *applies* what it is told, or it only keeps it: a standby of a `warm` or `single` plug-in has the
+//! primary's last snapshot and everything since, takes a newer one from time to time, and applies it all when it is
+//! promoted.
+//!
 //! A failed instance takes its state from another member, with everything this one had in hand. If no other member has
 //! one that runs, it is made again from the last base of its own, one item at a time where the failure was; what ends
 //! the instance again is left out. All members do so alike, so that a command that kills every instance takes no effect
@@ -14,7 +18,7 @@
 mod serving;
 
 use super::history::{Base, History, Item, Start};
-use super::launch::{Trouble, launch};
+use super::launch::{Trouble, Until, launch};
 use super::link::Link;
 use super::manager::Shared;
 use super::process::Ending;
@@ -22,7 +26,9 @@ use super::replies::{Replies, Reply, Tail};
 use super::{FromPlugins, Peers, ReplyError, payload};
 use bytes::Bytes;
 use dvm_core::ids::{HistoryIndex, MemberId};
-use dvm_core::state::{InstanceChange, InstanceFailure, InstanceReport, Payload, PluginSpec};
+use dvm_core::state::{
+    InstanceChange, InstanceFailure, InstanceReport, Mode, Payload, PluginSpec, SnapshotEvery,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
@@ -30,7 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Longest time to get a state and a child for it.
 const LAUNCH: Duration = Duration::from_secs(30);
@@ -49,8 +55,18 @@ pub(super) type Asker = oneshot::Sender<Result<Result<Value, String>, ReplyError
 pub(super) enum Message {
     /// The next thing to tell it.
     Item(Item),
-    /// This member is admitted: start, from another member's state.
+    /// Start, from what was kept.
     Begin,
+    /// It is the primary from here on, and may act from then on.
+    Promoted { fence: u64, from: Instant },
+    /// The time has come for the primary with this token to act.
+    Act { fence: u64 },
+    /// It is the primary no longer.
+    Demoted,
+    /// A primary may act until then.
+    Lease { until_us: u64 },
+    /// What came of asking for a newer snapshot.
+    Newer(Option<Bundle>),
     /// Where it is now, and whom to ask for a state.
     Around { place: Bytes, others: Vec<MemberId> },
     /// The reply to a command.
@@ -77,7 +93,7 @@ pub(super) struct Gauge {
 
 /// A snapshot as it goes from one member's instance to another's.
 #[derive(Debug, Serialize, Deserialize)]
-struct Bundle {
+pub(super) struct Bundle {
     index: u64,
     config: Bytes,
     state: Bytes,
@@ -87,16 +103,27 @@ struct Bundle {
 /// What an instance is doing.
 #[derive(Debug)]
 pub(super) enum Phase {
-    /// It waits for this member's admission.
-    Waiting,
+    /// It keeps the last snapshot and what came since, without a child.
+    Keeping,
     /// It gets its state and a child.
-    Launching { first: bool },
+    Launching { tells: Tells },
     /// It runs.
     Running { link: Box<Link>, announce: Option<Announce> },
     /// It is gone for good.
     Failed { why: String },
     /// The plug-in is unloaded.
     Over,
+}
+
+/// What is told of an instance when it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tells {
+    /// That it has started.
+    Started,
+    /// That it was started again.
+    Restarted,
+    /// Nothing: it counts as running all the time.
+    Nothing,
 }
 
 /// What is to be reported when everything before a position of the history is answered.
@@ -144,8 +171,18 @@ pub(super) struct Instance<P> {
     place: Bytes,
     others: Vec<MemberId>,
     inbox: mpsc::Receiver<Message>,
+    /// To its own inbox, for what it starts.
+    own: mpsc::WeakSender<Message>,
     gauge: Arc<Gauge>,
     history: History,
+    /// It applies what it is told, and does not only keep it.
+    applies: bool,
+    /// The token of its promotion and when it may begin to act, while it is the primary.
+    primary: Option<(u64, Instant)>,
+    /// The configuration that the child was started with.
+    child_config: Bytes,
+    /// When it last asked for a newer snapshot, and whether the answer is still to come.
+    asked: (Instant, bool),
     /// The configuration behind the last item.
     config: Bytes,
     replies: Replies,
@@ -189,7 +226,12 @@ pub(super) fn start<P: Peers>(shared: Arc<Shared<P>>, beginning: Beginning) -> H
         place,
         others,
         inbox,
+        own: to.downgrade(),
         gauge: gauge.clone(),
+        applies: matches!(spec.mode, Mode::Parallel | Mode::Hot),
+        primary: None,
+        child_config: base.config.clone(),
+        asked: (Instant::now(), false),
         config: base.config.clone(),
         history: History::new(base, spec.stateless),
         spec,
@@ -205,8 +247,8 @@ impl<P: Peers> Instance<P> {
     async fn run(mut self, mut phase: Phase) {
         loop {
             phase = match phase {
-                Phase::Waiting => self.wait().await,
-                Phase::Launching { first } => self.launch(first).await,
+                Phase::Keeping => self.keep().await,
+                Phase::Launching { tells } => self.launch(tells).await,
                 Phase::Running { link, announce } => self.serve(*link, announce).await,
                 Phase::Failed { why } => self.rest(&why).await,
                 Phase::Over => break,
@@ -220,16 +262,71 @@ impl<P: Peers> Instance<P> {
         self.refuse_askers("it was unloaded");
     }
 
-    /// Until this member is admitted.
-    async fn wait(&mut self) -> Phase {
-        while let Some(message) = self.inbox.recv().await {
+    /// Until it is to start.
+    async fn keep(&mut self) -> Phase {
+        loop {
+            self.ask_for_newer();
+            let again = self.ask_again();
+            let message = tokio::select! {
+                message = self.inbox.recv() => message,
+                () = sleep_until(again) => continue,
+            };
             match message {
-                Message::Begin => return Phase::Launching { first: true },
-                Message::Stop => return Phase::Over,
-                message => self.while_down(message, "this member is not admitted yet", false),
+                Some(Message::Begin) => return Phase::Launching { tells: Tells::Started },
+                None | Some(Message::Stop) => return Phase::Over,
+                Some(message) => self.while_down(message, "it stands by", false),
             }
         }
-        Phase::Over
+    }
+
+    /// Asks the primary for a snapshot, if this instance only keeps what it is told and has kept enough.
+    fn ask_for_newer(&mut self) {
+        let since = Instant::now().duration_since(self.asked.0);
+        let missing = self.history.base().state == Start::Elsewhere;
+        let due = match self.spec.snapshot_every {
+            _ if missing => true,
+            SnapshotEvery::Items(items) => self.history.kept() as u64 >= items,
+            SnapshotEvery::Ms(ms) => self.history.kept() > 0 && since >= Duration::from_millis(ms),
+        };
+        if self.applies || self.spec.stateless || self.asked.1 || !due || since < ROUND && !missing {
+            return;
+        }
+        self.asked = (Instant::now(), true);
+        let (shared, spec, own) = (self.shared.clone(), self.spec.clone(), self.own.clone());
+        let at_least = self.history.base().index;
+        let source = Source { others: self.others.clone(), since: self.since, at_least };
+        tokio::spawn(async move {
+            let bundle = source.obtain(&shared, &spec, false, Instant::now() + LAUNCH).await.ok().flatten();
+            if let Some(own) = own.upgrade() {
+                // The instance may have ended meanwhile.
+                let _ = own.send(Message::Newer(bundle)).await;
+            }
+        });
+    }
+
+    /// When to look again whether a newer snapshot is wanted.
+    fn ask_again(&self) -> Instant {
+        let every = match self.spec.snapshot_every {
+            SnapshotEvery::Ms(ms) => Duration::from_millis(ms),
+            SnapshotEvery::Items(_) => ROUND,
+        };
+        Instant::now() + every.max(ROUND)
+    }
+
+    /// A newer snapshot is the base from now on, if it is still wanted.
+    fn newer(&mut self, bundle: Option<Bundle>) {
+        self.asked.1 = false;
+        let Some(Bundle { index, config, state, replies }) = bundle else { return };
+        if !self.applies && index > self.history.base().index {
+            self.replies.extend(replies);
+            self.history.rebase(Base { index, config, state: Start::From(state) });
+            self.settle_up_to(index);
+        }
+    }
+
+    /// Whether its role says that it applies what it is told.
+    fn is_to_apply(&self) -> bool {
+        matches!(self.spec.mode, Mode::Parallel | Mode::Hot) || self.primary.is_some()
     }
 
     /// Failed for good.
@@ -245,15 +342,18 @@ impl<P: Peers> Instance<P> {
     }
 
     /// Gets a state and a child.
-    async fn launch(&mut self, first: bool) -> Phase {
+    async fn launch(&mut self, tells: Tells) -> Phase {
         let deadline = Instant::now() + LAUNCH;
         let (shared, spec, place) = (self.shared.clone(), self.spec.clone(), self.place.clone());
         let own = self.history.base().clone();
         let source = Source { others: self.others.clone(), since: self.since, at_least: self.history.last() };
+        let applies = self.is_to_apply();
+        let until = if applies { Until::Restored } else { Until::Started };
         let work = async move {
-            let bundle = match spec.stateless {
-                true => None,
-                false => source.obtain(&shared, &spec, own.state == Start::Elsewhere, deadline).await?,
+            let bundle = match applies || own.state == Start::Elsewhere {
+                _ if spec.stateless => None,
+                true => source.obtain(&shared, &spec, own.state == Start::Elsewhere, deadline).await?,
+                false => None,
             };
             let (base, replies) = match bundle {
                 Some(Bundle { index, config, state, replies }) => {
@@ -262,7 +362,7 @@ impl<P: Peers> Instance<P> {
                 None if spec.stateless => (Base { state: Start::Fresh, ..own }, None),
                 None => (own, None),
             };
-            let link = launch(&shared, &spec, &base, &place, deadline).await?;
+            let link = launch(&shared, &spec, &base, &place, until, deadline).await?;
             Ok::<_, Trouble>((link, base, replies))
         };
         tokio::pin!(work);
@@ -278,8 +378,13 @@ impl<P: Peers> Instance<P> {
         };
         match result {
             // What came meanwhile was too much to keep: a later state is needed.
-            Ok((_, base, _)) if base.index < self.history.base().index => Phase::Launching { first },
-            Ok((link, base, replies)) => self.launched(link, base, replies, first),
+            Ok((_, base, _)) if base.index < self.history.base().index => Phase::Launching { tells },
+            // It was promoted meanwhile: the child has no state yet.
+            Ok(_) if self.is_to_apply() != applies => Phase::Launching { tells },
+            Ok((link, base, replies)) => {
+                self.applies = applies;
+                self.launched(link, base, replies, tells)
+            }
             Err(trouble) => {
                 let cause = if trouble.timeout { "hang" } else { "exit" };
                 self.failed(Failure::new(cause, format!("{}: {}", trouble.stage, trouble.reason)))
@@ -287,17 +392,14 @@ impl<P: Peers> Instance<P> {
         }
     }
 
-    fn launched(&mut self, link: Link, base: Base, replies: Option<Tail>, first: bool) -> Phase {
+    fn launched(&mut self, link: Link, base: Base, replies: Option<Tail>, tells: Tells) -> Phase {
         let index = base.index;
         if let Some(replies) = replies {
             self.killers.clear();
             self.replies.extend(replies);
             self.history.rebase(base);
         } else {
-            tracing::info!(
-                plugin = self.spec.name,
-                "no other member has a state: it is made again from what is here"
-            );
+            tracing::info!(plugin = self.spec.name, "it begins from what is here");
             self.history.rewind();
             for index in std::mem::take(&mut self.killers) {
                 self.history.remove(index);
@@ -308,9 +410,14 @@ impl<P: Peers> Instance<P> {
         self.gauge.applied.store(index, Ordering::Relaxed);
         self.settle_up_to(index);
         let pid = link.pid();
-        let change = if first { InstanceChange::Started { pid } } else { InstanceChange::Restarted { pid } };
-        let link = Box::new(link);
-        Phase::Running { link, announce: Some(Announce { position: self.history.end(), change }) }
+        self.child_config = self.history.base().config.clone();
+        let change = match tells {
+            Tells::Started => Some(InstanceChange::Started { pid }),
+            Tells::Restarted => Some(InstanceChange::Restarted { pid }),
+            Tells::Nothing => None,
+        };
+        let position = self.history.end();
+        Phase::Running { link: Box::new(link), announce: change.map(|change| Announce { position, change }) }
     }
 
     /// What becomes of a failed instance.
@@ -327,6 +434,9 @@ impl<P: Peers> Instance<P> {
             self.restarts.pop_front();
         }
         let again = self.restarts.len() < self.spec.restart.times as usize;
+        // Somebody else is the primary by the time that this is told.
+        self.primary = None;
+        self.applies = self.is_to_apply();
         let Failure { cause, ending, detail } = failure;
         let exit_code = match ending {
             Some(Ending::Exit(code)) => Some(code),
@@ -340,7 +450,7 @@ impl<P: Peers> Instance<P> {
             return Phase::Failed { why: detail };
         }
         self.restarts.push_back(now);
-        Phase::Launching { first: false }
+        Phase::Launching { tells: Tells::Restarted }
     }
 
     /// A message while there is no child.
@@ -354,10 +464,13 @@ impl<P: Peers> Instance<P> {
                     self.history.skip_to(index);
                 }
             }
-            Message::Begin | Message::Stop => {}
+            Message::Begin | Message::Stop | Message::Act { .. } | Message::Lease { .. } => {}
+            Message::Promoted { fence, from } => self.primary = Some((fence, from)),
+            Message::Demoted => self.primary = None,
+            Message::Newer(bundle) => self.newer(bundle),
             Message::Around { place, others } => (self.place, self.others) = (place, others),
             Message::Reply { index, asker } => match self.replies.get(index) {
-                Some(reply) => answer(asker, self.spec.payload, reply),
+                Some(reply) => answer(asker, self.spec.library.payload, reply),
                 None if for_good => drop(asker.send(Err(self.not_running(why)))),
                 None => self.askers.entry(index).or_default().push(asker),
             },
@@ -394,7 +507,7 @@ impl<P: Peers> Instance<P> {
         let Some(askers) = self.askers.remove(&index) else { return };
         for asker in askers {
             match self.replies.get(index) {
-                Some(reply) => answer(asker, self.spec.payload, reply),
+                Some(reply) => answer(asker, self.spec.library.payload, reply),
                 None => drop(asker.send(Err(ReplyError::Gone))),
             }
         }

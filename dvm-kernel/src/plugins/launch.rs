@@ -9,6 +9,7 @@ use super::process::Ending;
 use bytes::Bytes;
 use dvm_core::state::{Mode, Placement, PluginSpec};
 use dvm_core::wire::{ExecResult, Verdict};
+use dvm_plugin_api::abi::role;
 use dvm_plugin_api::manifest;
 use std::fs;
 use std::io::{self, Write};
@@ -49,13 +50,30 @@ impl Trouble {
 
 /// Whether this kernel can run a plug-in in the way that is asked for.
 pub(super) fn is_possible(spec: &PluginSpec) -> Result<(), Trouble> {
-    let cannot =
-        |what: &str| Err(Trouble::new("check", "limit", format!("this kernel does not run {what} yet")));
-    match (spec.mode, spec.placement) {
-        (Mode::Parallel, Placement::Process) => Ok(()),
-        (Mode::Parallel, _) => cannot("plug-ins outside a process of their own"),
-        _ => cannot("modes other than `parallel`"),
+    match spec.placement {
+        Placement::Process => Ok(()),
+        Placement::Kernel | Placement::Application => {
+            let reason = "this kernel does not run plug-ins outside a process of their own yet";
+            Err(Trouble::new("check", "limit", reason))
+        }
     }
+}
+
+/// How far a launch goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// It would start: the library loads and the configuration is valid.
+    Valid,
+    /// It has started, and has no state yet.
+    Started,
+    /// It has its state.
+    Restored,
+}
+
+/// What a new instance is told of its role.
+pub(super) fn first_role(mode: Mode) -> ToChild {
+    let role = if mode.has_primary() { role::STANDBY } else { role::ACTIVE };
+    ToChild::Role { role, fence: 0 }
 }
 
 /// Starts an instance from `base`. The child is asked whether the configuration would do only where the state is new.
@@ -64,10 +82,11 @@ pub(super) async fn launch<P: Peers>(
     spec: &PluginSpec,
     base: &Base,
     place: &Bytes,
+    until: Until,
     deadline: Instant,
 ) -> Result<Link, Trouble> {
     let late = |stage| move |_| Trouble::late(stage);
-    let library = timeout_at(deadline, shared.peers.library(spec.hash, spec.size)).await;
+    let library = timeout_at(deadline, shared.peers.library(spec.library.hash, spec.library.size)).await;
     let library = library.map_err(late("fetch"))?;
     let library = library.map_err(|reason| Trouble::new("fetch", "not-found", reason))?;
     let path = copy_path(&shared.options.directory, &spec.name);
@@ -88,11 +107,14 @@ pub(super) async fn launch<P: Peers>(
     if base.state == Start::Fresh {
         ask("validate", ToChild::Validate { config: config.clone(), place: place.clone() }).await?;
     }
+    if until == Until::Valid {
+        return Ok(link);
+    }
     ask("start", ToChild::Start { config, place }).await?;
-    if let Start::From(state) = &base.state {
+    if let (Start::From(state), Until::Restored) = (&base.state, until) {
         ask("restore", ToChild::Restore(state.clone())).await?;
     }
-    ask("start", ToChild::Active).await?;
+    ask("start", first_role(spec.mode)).await?;
     Ok(link)
 }
 

@@ -2,8 +2,8 @@
 
 use super::channel::{ToChild, frame};
 use super::history::{Base, Item, Kind, Start};
-use super::instance::{self, Announce, Beginning, Handle, Message, Phase};
-use super::launch::{Trouble, is_possible, launch};
+use super::instance::{self, Announce, Beginning, Handle, Message, Phase, Tells};
+use super::launch::{Trouble, Until, is_possible, launch};
 use super::link::Link;
 use super::roster::Roster;
 use super::{FromPlugins, Peers, ReplyError, ToPlugins, payload};
@@ -88,8 +88,12 @@ pub(crate) fn start<P: Peers>(peers: Arc<P>, options: Options) -> mpsc::Sender<T
 struct Loaded {
     spec: PluginSpec,
     since: HistoryIndex,
-    /// This member's instance; none where its load failed here.
+    /// This member's instance; none where it has none, or its load failed here.
     instance: Option<Handle>,
+    /// It is one of the members that are to have an instance.
+    placed: bool,
+    /// The token of the last promotion.
+    fence: u64,
 }
 
 impl Loaded {
@@ -103,8 +107,16 @@ impl Loaded {
 
 /// A load that is executed and has no outcome yet.
 enum Prepared {
-    Executing(JoinHandle<()>),
+    Executing {
+        task: JoinHandle<()>,
+        /// An instance is to start, and not only to be tried.
+        placed: bool,
+    },
     Ready(Link),
+    /// Without an instance: none was to start, or it could not.
+    Without {
+        placed: bool,
+    },
 }
 
 struct Manager<P> {
@@ -122,7 +134,8 @@ struct Manager<P> {
     leaving: Vec<JoinHandle<()>>,
 }
 
-type Executed = (TransactionId, Result<Link, Trouble>);
+/// With the child that was started, where one is to be.
+type Executed = (TransactionId, Result<Option<Link>, Trouble>);
 
 struct Parked {
     plugin: Name,
@@ -163,13 +176,25 @@ impl<P: Peers> Manager<P> {
         match message {
             ToPlugins::Restored { me, state } => self.restored(me, &state).await,
             ToPlugins::Delivered(delivery) => self.delivered(&delivery).await,
-            ToPlugins::Execute { transaction, limit_ms } => self.execute(&transaction, limit_ms).await,
+            ToPlugins::Execute { transaction, placed, limit_ms } => {
+                self.execute(&transaction, placed, limit_ms).await;
+            }
+            ToPlugins::Primary { plugin, fence, from } => {
+                if let Some(loaded) = self.plugins.get(&plugin) {
+                    loaded.tell(Message::Promoted { fence: fence.0, from }).await;
+                }
+            }
+            ToPlugins::Lease { until_us } => {
+                for loaded in self.plugins.values().filter(|loaded| loaded.spec.mode.has_primary()) {
+                    loaded.tell(Message::Lease { until_us }).await;
+                }
+            }
             ToPlugins::Reply { plugin, index, answer } => match self.running(&plugin) {
                 Ok(loaded) => loaded.tell(Message::Reply { index: index.0, asker: answer }).await,
                 Err(error) => drop(answer.send(Err(error))),
             },
             ToPlugins::Query { plugin, command, answer } => match self.running(&plugin) {
-                Ok(loaded) => match payload::from_json(loaded.spec.payload, &command) {
+                Ok(loaded) => match payload::from_json(loaded.spec.library.payload, &command) {
                     Ok(command) => loaded.tell(Message::Query { command, asker: answer }).await,
                     Err(error) => drop(answer.send(Ok(Err(error)))),
                 },
@@ -206,7 +231,8 @@ impl<P: Peers> Manager<P> {
     fn running(&self, plugin: &Name) -> Result<&Loaded, ReplyError> {
         let why = match self.plugins.get(plugin) {
             Some(loaded) if loaded.instance.is_some() => return Ok(loaded),
-            Some(_) => "it could not be loaded on this member",
+            Some(loaded) if loaded.placed => "it could not be loaded on this member",
+            Some(_) => "its instances are on other members",
             None => "no plug-in of that name is loaded",
         };
         Err(ReplyError::NotRunning { plugin: plugin.clone(), why: why.into() })
@@ -216,11 +242,12 @@ impl<P: Peers> Manager<P> {
     async fn fence(&mut self) {
         let executing =
             std::mem::take(&mut self.prepared).into_values().filter_map(|prepared| match prepared {
-                Prepared::Executing(task) => Some(task),
+                Prepared::Executing { task, .. } => Some(task),
                 Prepared::Ready(link) => {
                     drop(link);
                     None
                 }
+                Prepared::Without { .. } => None,
             });
         let instances = std::mem::take(&mut self.plugins).into_values();
         let instances = instances.filter_map(|loaded| Some(loaded.instance?.task));
@@ -241,28 +268,30 @@ impl<P: Peers> Manager<P> {
         self.index = state.index.0;
         self.roster.restore(me, state);
         for (_, plugin) in state.plugins.iter() {
-            let mine = plugin.instances.get(&me);
-            let failed = mine.is_some_and(|mine| mine.state == InstanceState::Failed);
             let (spec, since) = (plugin.spec.clone(), plugin.since);
-            if failed {
-                self.plugins.insert(spec.name.clone(), Loaded { spec, since, instance: None });
-            } else {
-                let base = self.elsewhere(&spec);
-                let phase = self.joining();
-                self.begin(spec, since, base, phase);
+            let fence = plugin.fence.map_or(0, |fence| fence.0);
+            let mine = plugin.instances.get(&me).map(|mine| mine.state);
+            let name = spec.name.clone();
+            self.plugins
+                .insert(name.clone(), Loaded { spec, since, instance: None, placed: mine.is_some(), fence });
+            match mine {
+                None | Some(InstanceState::Failed) => {}
+                Some(InstanceState::Keeping) => self.begin_elsewhere(&name, Phase::Keeping),
+                Some(InstanceState::Starting | InstanceState::Running) => {
+                    self.begin_elsewhere(&name, Phase::Launching { tells: Tells::Started });
+                }
             }
         }
     }
 
-    /// What an instance does first whose state is another member's.
-    fn joining(&self) -> Phase {
-        if self.roster.is_member() { Phase::Launching { first: true } } else { Phase::Waiting }
-    }
-
-    fn elsewhere(&self, spec: &PluginSpec) -> Base {
+    /// Begins an instance whose state is another member's, or keeps what another has.
+    fn begin_elsewhere(&mut self, name: &Name, phase: Phase) {
+        let Some(loaded) = self.plugins.get(name) else { return };
+        let (spec, since) = (loaded.spec.clone(), loaded.since);
         // A configuration that does not encode cannot start either; the member whose state it is has it encoded.
-        let config = payload::config(spec.payload, &spec.config).unwrap_or_default();
-        Base { index: self.index, config, state: Start::Elsewhere }
+        let config = payload::config(spec.library.payload, &spec.config).unwrap_or_default();
+        let base = Base { index: self.index, config, state: Start::Elsewhere };
+        self.begin(spec, since, base, phase);
     }
 
     fn begin(&mut self, spec: PluginSpec, since: HistoryIndex, base: Base, phase: Phase) {
@@ -270,18 +299,20 @@ impl<P: Peers> Manager<P> {
             (spec.name.clone(), self.roster.me(), self.roster.place(), self.roster.others());
         let beginning = Beginning { me, spec: spec.clone(), since, base, place, others, phase };
         let instance = Some(instance::start(self.shared.clone(), beginning));
-        self.plugins.insert(name, Loaded { spec, since, instance });
+        let fence = self.plugins.get(&name).map_or(0, |loaded| loaded.fence);
+        self.plugins.insert(name, Loaded { spec, since, instance, placed: true, fence });
     }
 
     async fn delivered(&mut self, delivery: &Delivery) {
         let entry = &*delivery.entry;
         if let Content::View(proposal) = &entry.content {
-            let admitted = self.roster.view(proposal);
-            self.around(entry, admitted).await;
+            self.roster.view(proposal);
+            self.around(entry).await;
         }
         if let Some(ended) = &delivery.ended {
             self.ended(ended, entry).await;
         }
+        self.placed(delivery).await;
         match &entry.content {
             Content::Change { body, .. } if delivery.applied == Applied::Command => {
                 self.command(entry, body).await;
@@ -301,17 +332,39 @@ impl<P: Peers> Manager<P> {
         self.leaving.retain(|task| !task.is_finished());
     }
 
+    /// Instances that this member is to have from now on.
+    async fn placed(&mut self, delivery: &Delivery) {
+        let me = self.roster.me();
+        for placed in delivery.placed.iter().filter(|placed| placed.member == me) {
+            let Some(loaded) = self.plugins.get_mut(&placed.plugin) else { continue };
+            loaded.placed = true;
+            match (placed.state, &loaded.instance) {
+                // What was kept is begun with.
+                (InstanceState::Starting, Some(_)) => loaded.tell(Message::Begin).await,
+                (InstanceState::Starting, None) => {
+                    self.begin_elsewhere(&placed.plugin, Phase::Launching { tells: Tells::Started });
+                }
+                // With the load, the state is what `start` makes; later it is to be had of others.
+                (InstanceState::Keeping, None) if loaded.since == delivery.entry.first => {
+                    let (spec, since) = (loaded.spec.clone(), loaded.since);
+                    let config = payload::config(spec.library.payload, &spec.config).unwrap_or_default();
+                    let base = Base { index: since.0 - 1, config, state: Start::Fresh };
+                    self.begin(spec, since, base, Phase::Keeping);
+                }
+                (InstanceState::Keeping, None) => self.begin_elsewhere(&placed.plugin, Phase::Keeping),
+                _ => {}
+            }
+        }
+    }
+
     /// Members or ranks have changed.
-    async fn around(&self, entry: &Entry, admitted: bool) {
+    async fn around(&self, entry: &Entry) {
         let (place, others) = (self.roster.place(), self.roster.others());
         let frame = frame(&ToChild::Place(place.clone()));
         for loaded in self.plugins.values() {
             loaded.tell(Message::Around { place: place.clone(), others: others.clone() }).await;
             let item = Item { index: entry.first.0, kind: Kind::Place, frame: frame.clone() };
             loaded.tell(Message::Item(item)).await;
-            if admitted {
-                loaded.tell(Message::Begin).await;
-            }
         }
     }
 
@@ -324,14 +377,31 @@ impl<P: Peers> Manager<P> {
         let mut meta = Meta::at(entry.first.0);
         meta.time = submission.time_ms;
         meta.seed = seed(entry, body);
+        meta.fence = loaded.fence;
         meta.session = submission.stamp.map(|stamp| stamp.session);
         let frame = frame(&ToChild::Apply { meta: encode_meta(&meta).into(), command: payload });
         loaded.tell(Message::Item(Item { index: entry.first.0, kind: Kind::Command, frame })).await;
     }
 
-    async fn event(&self, event: &Event) {
+    async fn event(&mut self, event: &Event) {
         if self.plugins.is_empty() {
             return;
+        }
+        match &event.kind {
+            EventKind::InstancePromoted { plugin, fence, .. } => {
+                if let Some(loaded) = self.plugins.get_mut(plugin) {
+                    loaded.fence = fence.0;
+                }
+            }
+            EventKind::InstanceDemoted { plugin, member, .. }
+            | EventKind::InstanceFailed { plugin, member, .. }
+                if *member == self.shared.options.name =>
+            {
+                if let Some(loaded) = self.plugins.get(plugin) {
+                    loaded.tell(Message::Demoted).await;
+                }
+            }
+            _ => {}
         }
         let fields = crate::local::documents::event(event).more;
         let told = dvm_plugin_api::Event::new(event.index.0, event.kind.word(), fields);
@@ -353,7 +423,7 @@ impl<P: Peers> Manager<P> {
     }
 
     /// Does what a transaction asks, up to the point where nothing is changed yet.
-    async fn execute(&mut self, transaction: &Transaction, limit_ms: u64) {
+    async fn execute(&mut self, transaction: &Transaction, placed: bool, limit_ms: u64) {
         let id = transaction.id;
         let deadline = Instant::now() + Duration::from_millis(limit_ms);
         match &transaction.kind {
@@ -361,10 +431,20 @@ impl<P: Peers> Manager<P> {
                 if self.prepared.contains_key(&id) {
                     return;
                 }
-                let task = self.prepare(id, (**spec).clone(), deadline);
-                self.prepared.insert(id, Prepared::Executing(task));
+                let task = self.prepare(id, (**spec).clone(), placed, deadline);
+                self.prepared.insert(id, Prepared::Executing { task, placed });
             }
             TransactionKind::Unload { .. } => self.tell(id, ExecResult::ok()),
+            TransactionKind::Upgrade { .. } => {
+                let reason = "this kernel does not upgrade plug-ins yet";
+                self.tell(id, Trouble::new("check", "limit", reason).result());
+            }
+            TransactionKind::Configure { plugin, .. }
+                if self.plugins.get(plugin).is_some_and(|loaded| !loaded.placed) =>
+            {
+                // It has nothing to refuse with.
+                self.tell(id, ExecResult::ok());
+            }
             TransactionKind::Configure { plugin, edit } => {
                 let loaded = match self.running(plugin) {
                     Ok(loaded) => loaded,
@@ -374,7 +454,7 @@ impl<P: Peers> Manager<P> {
                     }
                 };
                 let config = edit.apply(&loaded.spec.config);
-                let config = match payload::config(loaded.spec.payload, &config) {
+                let config = match payload::config(loaded.spec.library.payload, &config) {
                     Ok(config) => config,
                     Err(reason) => {
                         return self.tell(id, Trouble::new("validate", "config", reason).result());
@@ -400,31 +480,44 @@ impl<P: Peers> Manager<P> {
         self.shared.tell(FromPlugins::Executed { transaction, result });
     }
 
-    fn prepare(&self, id: TransactionId, spec: PluginSpec, deadline: Instant) -> JoinHandle<()> {
+    fn prepare(
+        &self,
+        id: TransactionId,
+        spec: PluginSpec,
+        placed: bool,
+        deadline: Instant,
+    ) -> JoinHandle<()> {
         let (shared, place, ended) = (self.shared.clone(), self.roster.place(), self.ended.0.clone());
         tokio::spawn(async move {
             let prepared = async {
                 is_possible(&spec)?;
-                let config = payload::config(spec.payload, &spec.config)
+                let config = payload::config(spec.library.payload, &spec.config)
                     .map_err(|reason| Trouble::new("validate", "config", reason))?;
                 let base = Base { index: 0, config, state: Start::Fresh };
-                launch(&shared, &spec, &base, &place, deadline).await
+                let until = if placed { Until::Restored } else { Until::Valid };
+                let link = launch(&shared, &spec, &base, &place, until, deadline).await?;
+                Ok(placed.then_some(link))
             };
             let _ = ended.send((id, prepared.await));
         })
     }
 
     /// A load has been executed; if its outcome came first, nobody waits for it any more.
-    fn executed(&mut self, id: TransactionId, result: Result<Link, Trouble>) {
-        let Some(Prepared::Executing(_)) = self.prepared.get(&id) else { return };
+    fn executed(&mut self, id: TransactionId, result: Result<Option<Link>, Trouble>) {
+        let Some(Prepared::Executing { placed, .. }) = self.prepared.get(&id) else { return };
+        let placed = *placed;
         match result {
-            Ok(link) => {
+            Ok(Some(link)) => {
                 let result = ExecResult::loaded(link.pid());
                 self.prepared.insert(id, Prepared::Ready(link));
                 self.tell(id, result);
             }
+            Ok(None) => {
+                self.prepared.insert(id, Prepared::Without { placed });
+                self.tell(id, ExecResult::ok());
+            }
             Err(trouble) => {
-                self.prepared.remove(&id);
+                self.prepared.insert(id, Prepared::Without { placed });
                 tracing::info!(transaction = %id, stage = trouble.stage, reason = trouble.reason, "load failed here");
                 self.tell(id, trouble.result());
             }
@@ -434,19 +527,23 @@ impl<P: Peers> Manager<P> {
     /// A transaction's outcome took effect.
     async fn ended(&mut self, ended: &Ended, entry: &Entry) {
         let transaction = &ended.transaction;
-        let prepared = match self.prepared.remove(&transaction.id) {
-            Some(Prepared::Ready(link)) => Some(link),
-            Some(Prepared::Executing(task)) => {
+        let (prepared, placed) = match self.prepared.remove(&transaction.id) {
+            Some(Prepared::Ready(link)) => (Some(link), true),
+            Some(Prepared::Executing { task, placed }) => {
                 task.abort();
-                None
+                (None, placed)
             }
-            None => None,
+            Some(Prepared::Without { placed }) => (None, placed),
+            None => (None, false),
         };
         if !ended.committed || transaction.dry_run {
             return;
         }
         match &transaction.kind {
-            TransactionKind::Load(spec) => self.loaded((**spec).clone(), prepared, ended, entry.first),
+            TransactionKind::Load(spec) => {
+                self.loaded((**spec).clone(), prepared, placed, ended, entry.first);
+            }
+            TransactionKind::Upgrade { .. } => {}
             TransactionKind::Unload { plugin } => {
                 let Some(loaded) = self.plugins.remove(plugin) else { return };
                 loaded.tell(Message::Stop).await;
@@ -455,7 +552,9 @@ impl<P: Peers> Manager<P> {
             TransactionKind::Configure { plugin, edit } => {
                 let Some(loaded) = self.plugins.get_mut(plugin) else { return };
                 loaded.spec.config = edit.apply(&loaded.spec.config);
-                let Ok(config) = payload::config(loaded.spec.payload, &loaded.spec.config) else { return };
+                let Ok(config) = payload::config(loaded.spec.library.payload, &loaded.spec.config) else {
+                    return;
+                };
                 let frame = frame(&ToChild::Configure(config.clone()));
                 let item = Item { index: entry.first.0, kind: Kind::Configure(config), frame };
                 loaded.tell(Message::Item(item)).await;
@@ -463,18 +562,21 @@ impl<P: Peers> Manager<P> {
         }
     }
 
-    fn loaded(&mut self, spec: PluginSpec, link: Option<Link>, ended: &Ended, since: HistoryIndex) {
-        let me = self.roster.me();
-        let ok = ended.results.get(&me).is_some_and(|result| result.verdict == Verdict::Ok);
-        if !ended.electorate.contains(&me) {
-            let (base, phase) = (self.elsewhere(&spec), self.joining());
-            return self.begin(spec, since, base, phase);
-        }
+    fn loaded(
+        &mut self,
+        spec: PluginSpec,
+        link: Option<Link>,
+        placed: bool,
+        ended: &Ended,
+        since: HistoryIndex,
+    ) {
+        let result = ended.results.get(&self.roster.me());
+        let ok = result.is_some_and(|result| result.verdict == Verdict::Ok);
         let (Some(link), true) = (link, ok) else {
-            self.plugins.insert(spec.name.clone(), Loaded { spec, since, instance: None });
+            self.plugins.insert(spec.name.clone(), Loaded { spec, since, instance: None, placed, fence: 0 });
             return;
         };
-        let config = payload::config(spec.payload, &spec.config).unwrap_or_default();
+        let config = payload::config(spec.library.payload, &spec.config).unwrap_or_default();
         let base = Base { index: since.0 - 1, config, state: Start::Fresh };
         let announce = Some(Announce::prepared(&link));
         self.begin(spec, since, base, Phase::Running { link: Box::new(link), announce });

@@ -32,11 +32,12 @@ pub(crate) use manager::{Options, start};
 pub(crate) use payload::from_json;
 
 use dvm_core::Delivery;
-use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
+use dvm_core::ids::{Fence, HistoryIndex, MemberId, Name, TransactionId};
 use dvm_core::state::{InstanceReport, State, Transaction};
 use dvm_core::wire::ExecResult;
 use serde_json::Value;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// From the ring's task, in history order; and from the local server.
 #[derive(Debug)]
@@ -55,8 +56,24 @@ pub(crate) enum ToPlugins {
     Execute {
         /// It.
         transaction: Box<Transaction>,
+        /// A load: start an instance, and do not only make sure that one could.
+        placed: bool,
         /// Time this member has, milliseconds.
         limit_ms: u64,
+    },
+    /// This member's instance was promoted by the entry delivered before.
+    Primary {
+        /// The plug-in.
+        plugin: Name,
+        /// Its token.
+        fence: Fence,
+        /// It may not act before.
+        from: Instant,
+    },
+    /// This member's primaries may act until then.
+    Lease {
+        /// By the clock that all processes of this host share, microseconds.
+        until_us: u64,
     },
     /// The reply of this member's instance to the command that took effect at `index`, now or as soon as it is there.
     Reply {

@@ -29,21 +29,16 @@ impl Roster {
         self.names = state.members.iter().map(|(id, record)| (*id, record.identity.name.clone())).collect();
     }
 
-    /// A view is installed; whether this member is new in it.
-    pub(super) fn view(&mut self, proposal: &Proposal) -> bool {
+    /// A view is installed.
+    pub(super) fn view(&mut self, proposal: &Proposal) {
         let joiners = proposal.joiners.iter();
         self.names.extend(joiners.map(|joiner| (joiner.id, joiner.name.clone())));
         self.members.clone_from(&proposal.view.members);
         self.names.retain(|id, _| proposal.view.members.contains(id));
-        proposal.joiners.iter().any(|joiner| joiner.id == self.me)
     }
 
     pub(super) fn me(&self) -> MemberId {
         self.me
-    }
-
-    pub(super) fn is_member(&self) -> bool {
-        self.members.contains(&self.me)
     }
 
     /// The others, by rank.

@@ -3,7 +3,9 @@
 mod world;
 
 use super::*;
-use dvm_core::state::{Change, ConfigEdit, EventKind, InstanceState, Require, TransactionKind};
+use dvm_core::state::{
+    Change, ConfigEdit, EventKind, InstanceState, Mode, PluginSpec, Require, SnapshotEvery, TransactionKind,
+};
 use dvm_core::wire::Verdict;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -78,7 +80,7 @@ async fn a_library_that_is_none_is_refused_at_its_stage() {
         world.assert_nothing_left(&[]);
     }
     let mut world = World::new(1).await;
-    let outcome = world.load(&[], |spec| spec.hash = [7; 32]).await;
+    let outcome = world.load(&[], |spec| spec.library.hash = [7; 32]).await;
     let result = outcome.results.values().next().expect("one");
     assert_eq!((result.stage.as_str(), result.code.as_str()), ("fetch", "not-found"));
 }
@@ -224,6 +226,78 @@ async fn a_fence_ends_every_process() {
     world.fence(0).await;
     world.assert_nothing_left(&[pid]);
     world.submit(Change::Noop).await;
+}
+
+/// The member of the primary.
+fn primary(world: &World) -> usize {
+    let primary = world.state.plugins.get("counter").expect("loaded").primary.expect("there is a primary");
+    world.managers.iter().position(|manager| manager.identity.id == primary).expect("a member")
+}
+
+#[tokio::test]
+async fn standbys_of_every_mode_take_over_with_all_that_was_counted() {
+    for (mode, instances) in [(Mode::Hot, 2), (Mode::Warm, 2), (Mode::Single, 1)] {
+        let mut world = World::new(3).await;
+        let asked = |spec: &mut PluginSpec| {
+            (spec.mode, spec.instances, spec.snapshot_every) = (mode, instances, SnapshotEvery::Items(8));
+        };
+        assert!(world.load(&[("step", "2")], asked).await.committed, "{mode:?}");
+        assert_eq!(world.count("instance-promoted"), 1);
+        let mut first = HistoryIndex(0);
+        for _ in 0..50 {
+            first = world.command(json!({"add": 1})).await;
+        }
+        assert_eq!(world.reply(primary(&world), first).await, value(100), "{mode:?}");
+        // The standby has a snapshot by now, or the start and everything since: it makes no difference.
+        let (mut last, mut sum) = (HistoryIndex(0), 100);
+        for round in 1..=2 {
+            let lost = world.managers[primary(&world)].identity.name.clone();
+            world.lose(&lost).await;
+            for _ in 0..20 {
+                (last, sum) = (world.command(json!({"add": 1})).await, sum + 2);
+            }
+            world.until(|world| world.count("instance-promoted") == 1 + round).await;
+            assert_eq!(world.reply(primary(&world), last).await, value(sum), "{mode:?}, round {round}");
+            if round == 1 {
+                world.until(is_whole).await;
+                let again = world.reply(primary(&world), first).await;
+                assert!(again == value(100) || again == Err(ReplyError::Gone), "{mode:?}: {again:?}");
+            }
+        }
+        assert_eq!(world.query(primary(&world)).await, value(sum));
+        let _ = last;
+    }
+}
+
+/// As many instances run as there are members for them.
+fn is_whole(world: &World) -> bool {
+    let plugin = world.state.plugins.get("counter").expect("loaded");
+    plugin.instances.values().all(|instance| instance.state != InstanceState::Starting)
+}
+
+#[tokio::test]
+async fn a_primary_whose_process_dies_hands_over_and_stands_by() {
+    for mode in [Mode::Hot, Mode::Warm] {
+        let mut world = World::new(2).await;
+        let asked = |spec: &mut PluginSpec| (spec.mode, spec.instances) = (mode, 2);
+        assert!(world.load(&[("faults", "true")], asked).await.committed);
+        let mut sum = 0;
+        for round in 1..=4 {
+            for _ in 0..10 {
+                (_, sum) = (world.command(json!({"add": 1})).await, sum + 1);
+            }
+            let (answer, killed) = oneshot::channel();
+            let kill = ToPlugins::Kill { plugin: "counter".into(), answer };
+            world.managers[primary(&world)].to.send(kill).await.expect("the manager lives");
+            assert_eq!(killed.await, Ok(true));
+            world.until(|world| world.count("instance-failed") == round).await;
+            let last = world.command(json!({"add": 1})).await;
+            sum += 1;
+            assert_eq!(world.reply(primary(&world), last).await, value(sum), "{mode:?}, round {round}");
+            world.until(is_whole).await;
+        }
+        assert_eq!(world.count("instance-promoted"), 5);
+    }
 }
 
 /// Not a promise, a figure: `cargo test -p dvm-kernel --release -- --nocapture commands_a_second`.

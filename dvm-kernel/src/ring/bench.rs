@@ -7,12 +7,8 @@ use super::{Ring, Waiter};
 use bytes::Bytes;
 use dvm_core::Answer;
 use dvm_core::ids::{Time, TransactionId};
-use dvm_core::state::{
-    Applied, Change, Mode, Payload, Placement, PluginSpec, Require, RestartPolicy, Transaction,
-    TransactionKind,
-};
+use dvm_core::state::{Applied, Change, Library, Payload, PluginSpec, Require, Transaction, TransactionKind};
 use dvm_plugin_api::local::Answer as LocalAnswer;
-use std::collections::BTreeMap;
 use tokio::sync::oneshot;
 
 /// Times told in an answer.
@@ -135,18 +131,7 @@ impl Ring {
 }
 
 fn empty(id: TransactionId) -> Transaction {
-    let spec = PluginSpec {
-        name: format!("{NAME}{}", id.serial),
-        version: String::new(),
-        hash: [0; 32],
-        size: 0,
-        mode: Mode::Parallel,
-        placement: Placement::Process,
-        payload: Payload::Bytes,
-        config: BTreeMap::new(),
-        restart: RestartPolicy { times: 0, window_ms: 0 },
-        deadline_ms: 0,
-        stateless: true,
-    };
+    let library = Library { version: String::new(), hash: [0; 32], size: 0, payload: Payload::Bytes };
+    let spec = PluginSpec::of(format!("{NAME}{}", id.serial), library);
     Transaction { id, kind: TransactionKind::Load(Box::new(spec)), require: Require::All, dry_run: true }
 }

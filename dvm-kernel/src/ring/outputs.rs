@@ -126,15 +126,20 @@ impl Ring {
             Output::Control { to, message } => self.net.send(to, message),
             Output::Probe { peer } => self.net.probe(peer),
             Output::Snapshot { to, snapshot } => self.told.push(Told::Snapshot { to, snapshot }),
-            Output::Execute(transaction) => {
+            Output::Execute { transaction, placed } => {
                 if bench::is_empty(&transaction) {
                     let (transaction, result) = (transaction.id, ExecResult::ok());
                     self.inputs.push_back(Input::Executed { transaction, result });
                     return;
                 }
                 let limit_ms = self.member.state().map_or(30_000, |state| state.config.exec_limit_ms);
-                self.told.push(Told::Execute { transaction, limit_ms });
+                self.told.push(Told::Execute { transaction, placed, limit_ms });
             }
+            Output::Primary { plugin, fence, from, effects: _ } => {
+                tracing::info!(plugin, fence = fence.0, "this member's instance is the primary");
+                self.told.push(Told::Primary { plugin, fence, from });
+            }
+            Output::Lease { until } => self.told.push(Told::Lease { until }),
             Output::Standing(standing) => self.standing(standing),
             Output::Suspected { member } => {
                 tracing::info!(%member, "a member is suspected");

@@ -267,6 +267,34 @@ pub struct Load {
     pub deadline_ms: u64,
     /// It has no state to hand over.
     pub stateless: bool,
+    /// How many instances, the primary included; what the mode has by itself if not said.
+    #[serde(default)]
+    pub instances: Option<u16>,
+    /// Members that it may be on: names, and `tag=value`. All, if there are none.
+    #[serde(default)]
+    pub on: Vec<String>,
+    /// No primary in provisional views.
+    #[serde(default)]
+    pub only_confirmed: bool,
+    /// How often a standby that does not apply commands takes a new snapshot.
+    #[serde(default)]
+    pub snapshot_every: Every,
+}
+
+/// How far a standby's snapshot may fall behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Every {
+    /// So many commands and events.
+    Items(u64),
+    /// So many milliseconds.
+    Ms(u64),
+}
+
+impl Default for Every {
+    fn default() -> Self {
+        Self::Items(4_096)
+    }
 }
 
 /// A fault on request.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use dvm_core::ids::{HistoryIndex, MemberId, RequestId, TransactionId};
 use dvm_core::state::{
     Applied, Change, ConfigEdit, InstanceChange, InstanceReport, KeyCondition, KeyOperation, KeyTransaction,
-    Mode, Payload, Placement, PluginSpec, Require, RestartPolicy, Stamp, State, Submission, Transaction,
+    Library, Mode, Payload, PluginSpec, Require, RestartPolicy, Stamp, State, Submission, Transaction,
     TransactionKind,
 };
 use dvm_core::{Answer, Prng};
@@ -264,18 +264,14 @@ fn transaction(prng: &mut Prng) -> Wish {
 }
 
 fn plugin(prng: &mut Prng, name: String) -> PluginSpec {
+    let (version, hash, size, payload) = ("1.0.0".into(), [7; 32], 4_096, Payload::Json);
     PluginSpec {
-        name,
-        version: "1.0.0".into(),
-        hash: [7; 32],
-        size: 4_096,
-        mode: one_of(prng, &[Mode::Parallel, Mode::Hot, Mode::Warm, Mode::Single]),
-        placement: Placement::Process,
-        payload: Payload::Json,
-        config: BTreeMap::new(),
+        mode: one_of(prng, &[Mode::Parallel, Mode::Hot, Mode::Hot, Mode::Warm, Mode::Single]),
+        instances: between(prng, 1, 3) as u16,
         restart: RestartPolicy { times: 1, window_ms: 1_000 },
-        deadline_ms: 1_000,
+        only_confirmed: prng.chance(1, 3),
         stateless: prng.chance(1, 2),
+        ..PluginSpec::of(name, Library { version, hash, size, payload })
     }
 }
 
@@ -284,9 +280,9 @@ fn report(prng: &mut Prng, state: Option<&State>) -> Option<Wish> {
     let loaded: Vec<_> = state?.plugins.iter().map(|(name, plugin)| (name.clone(), plugin.since)).collect();
     let at = pick(prng, &(0..loaded.len()).collect::<Vec<_>>())?;
     let (name, since) = loaded[at].clone();
-    let what = match prng.below(3) {
-        0 => InstanceChange::Started { pid: 7 },
-        1 => InstanceChange::Restarted { pid: 8 },
+    let what = match prng.below(6) {
+        0..=3 => InstanceChange::Started { pid: 7 },
+        4 => InstanceChange::Restarted { pid: 8 },
         _ => InstanceChange::Failed {
             failure: dvm_core::state::InstanceFailure {
                 cause: "exit".into(),

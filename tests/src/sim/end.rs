@@ -139,6 +139,7 @@ impl World {
             let process = &mut self.processes[pid];
             let (request, serial, id) = (process.new_request(), process.new_serial(), process.id());
             let submission = self.clients.ask(client, (pid, request), id, serial, now_us);
+            self.actors.submitted(&submission, now_us);
             self.checker.requests.submitted(pid, request, &submission, now_us);
             self.offer(pid, None, Input::Submit { request, submission });
         }

@@ -210,7 +210,7 @@ impl Point {
             },
             Output::Control { message, .. } => Self::of_control(message)?,
             Output::Snapshot { .. } => Self::Snapshot,
-            Output::Execute(_) => Self::Execute,
+            Output::Execute { .. } => Self::Execute,
             Output::Standing(Standing::Excluded { .. }) => Self::Excluded,
             Output::Connect { .. } => Self::Connect,
             _ => return None,

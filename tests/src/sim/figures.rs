@@ -18,6 +18,10 @@ pub struct Figures {
     pub rejects: u64,
     /// Members admitted.
     pub joins: u64,
+    /// Primaries promoted, each counted at its member.
+    pub promotions: u64,
+    /// Of them, those that waited for another's lease to end.
+    pub waits: u64,
     /// Branches taken in after a cut.
     pub heals: u64,
     /// Requests that ended with a receipt.
@@ -52,6 +56,8 @@ impl Figures {
         self.inputs += other.inputs;
         self.rejects += other.rejects;
         self.joins += other.joins;
+        self.promotions += other.promotions;
+        self.waits += other.waits;
         self.heals += other.heals;
         self.done += other.done;
         self.undone += other.undone;
@@ -77,7 +83,7 @@ impl fmt::Display for Figures {
         }
         write!(
             f,
-            "seeds {}, views {}, deliveries {}, inputs {} ({} rejected), joins {}, heals {}, requests {} done {} not, \
+            "seeds {}, views {}, deliveries {}, inputs {} ({} rejected), joins {}, promotions {} ({} after a lease), heals {}, requests {} done {} not, \
              {} partition-lost, transactions {}, simulated {} s; faults: {}; ends: {}; failures: {}",
             self.seeds,
             self.views,
@@ -85,6 +91,8 @@ impl fmt::Display for Figures {
             self.inputs,
             self.rejects,
             self.joins,
+            self.promotions,
+            self.waits,
             self.heals,
             self.done,
             self.undone,

@@ -21,11 +21,12 @@
 //! | `net`, `link`, `wires` | reachability and delay; ring links |
 //! | `clients` | what is asked, and asked again |
 //! | `strikes` | how faults strike and end |
-//! | `tree`, `ballots`, `reports`, `requests`, `checker` | the invariants, from the outside |
+//! | `tree`, `ballots`, `reports`, `requests`, `actors`, `checker` | the invariants, from the outside |
 //! | `end` | stages of a run, and every legal end |
 //! | `run`, `shrink`, `figures`, `trace` | playing, making smaller, counting, telling |
 //! | `mutant` | deliberate mistakes that the checkers must find |
 
+mod actors;
 mod ballots;
 mod checker;
 mod clients;

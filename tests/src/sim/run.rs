@@ -130,6 +130,7 @@ impl World {
         figures.views = self.checker.ballots.installed();
         figures.deliveries = self.checker.deliveries;
         figures.joins = self.checker.joins;
+        (figures.promotions, figures.waits) = (self.actors.promotions, self.actors.waits);
         figures.heals = self.checker.requests.takes;
         figures.transactions = self.checker.requests.ended();
         figures.simulated_us = self.now();

@@ -25,6 +25,7 @@ impl World {
                 None => self.carry_out(pid, output),
             }
         }
+        self.demoted(pid);
         let mut steps = std::mem::take(&mut self.steps);
         let process = &mut self.processes[pid];
         let member = process.is_alive().then_some(&process.member);
@@ -65,7 +66,9 @@ impl World {
                 self.steps.push(Step::Orphans { fork, entries, truncated });
             }
             Output::Answer { request, answer } => self.answer(pid, request, answer),
-            Output::Execute(transaction) => self.execute(pid, transaction.id),
+            Output::Execute { transaction, .. } => self.execute(pid, transaction.id),
+            Output::Primary { plugin, fence, from, .. } => self.promoted(pid, plugin, fence, from),
+            Output::Lease { until } => self.leased(pid, until),
             Output::Standing(standing) => self.standing(pid, standing),
             // Advice, which may be wrong.
             Output::Suspected { .. } => {}
@@ -276,6 +279,8 @@ impl World {
             return;
         }
         self.reset_contacts(pid);
+        let (id, now_us) = (self.processes[pid].id(), self.now());
+        self.actors.gone(id, now_us);
         let incarnation = self.processes[pid].incarnations + 1;
         let old = &self.processes[pid].identity;
         let fresh = new_identity(&mut self.prng, self.processes[pid].host, incarnation);
@@ -315,6 +320,8 @@ impl World {
             self.net.set_down(host, true);
         }
         self.processes[pid].run = Run::Dead;
+        let (id, now_us) = (self.processes[pid].id(), self.now());
+        self.actors.gone(id, now_us);
         self.processes[pid].inbox.clear();
         let links: Vec<_> = self.processes[pid].links.keys().copied().collect();
         for link in links {

@@ -7,7 +7,7 @@
 use super::failure::{Verdict, Violation, ensure};
 use dvm_core::Delivery;
 use dvm_core::ids::{HistoryIndex, ViewId};
-use dvm_core::state::{Applied, Content, Ended, Entry, Event, State};
+use dvm_core::state::{Applied, Content, Ended, Entry, Event, Placed, State};
 use dvm_core::view::Label;
 use dvm_core::wire::Key;
 use std::collections::BTreeMap;
@@ -30,6 +30,8 @@ pub(crate) struct Node {
     told: [Option<Vec<Event>>; 2],
     pub(crate) applied: Applied,
     pub(crate) ended: Option<Box<Ended>>,
+    /// Instances that it gave to members.
+    placed: Vec<Placed>,
     /// A member delivered it in normal operation, not in a flush.
     normal: bool,
     confirmed: bool,
@@ -60,6 +62,7 @@ impl Tree {
             told: [None, None],
             applied: Applied::Done,
             ended: None,
+            placed: Vec::new(),
             normal: true,
             confirmed: true,
             history_hash: None,
@@ -109,6 +112,12 @@ impl Tree {
         ensure(node.ended == delivery.ended, "I13", || {
             format!("entry {index} ended {:?} at one member and {:?} at another", node.ended, delivery.ended)
         })?;
+        ensure(node.placed == delivery.placed, "placement", || {
+            format!(
+                "entry {index} placed {:?} at one member and {:?} at another",
+                node.placed, delivery.placed
+            )
+        })?;
         let told = &mut node.told[delivery.entry.label as usize];
         match told {
             Some(told) => ensure(*told == delivery.events, "events", || {
@@ -120,7 +129,7 @@ impl Tree {
     }
 
     fn grow(&mut self, at: NodeNo, delivery: Delivery) -> Verdict<NodeNo> {
-        let Delivery { entry, events, applied, ended } = delivery;
+        let Delivery { entry, events, applied, ended, placed } = delivery;
         let parent = &self.nodes[at];
         ensure(entry.first == parent.index.next() && entry.index >= entry.first, "history", || {
             format!("entry {}..{} does not follow index {}", entry.first, entry.index, parent.index)
@@ -149,6 +158,7 @@ impl Tree {
             told,
             applied,
             ended,
+            placed,
             normal: false,
             confirmed: false,
             history_hash: None,
@@ -321,6 +331,7 @@ mod tests {
                 events: effect.events,
                 applied: effect.applied,
                 ended: effect.ended.map(Box::new),
+                placed: effect.placed,
             }
         }
     }

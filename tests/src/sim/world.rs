@@ -1,5 +1,6 @@
 //! One run: processes, network, clients and faults on one queue of events.
 
+use super::actors::Actors;
 use super::checker::{Checker, Step};
 use super::clients::{Clients, EPOCH_MS};
 use super::dice::{between, stream};
@@ -84,6 +85,7 @@ pub(crate) struct World {
     pub(crate) who: BTreeMap<MemberId, usize>,
     pub(crate) clients: Clients,
     pub(crate) checker: Checker,
+    pub(crate) actors: Actors,
     pub(crate) stage: Stage,
     pub(crate) end: Option<End>,
     pub(crate) failure: Option<Failure>,
@@ -123,6 +125,7 @@ impl World {
             processes: Vec::new(),
             who: BTreeMap::new(),
             checker,
+            actors: Actors::default(),
             stage: Stage::Gather,
             end: None,
             failure: None,

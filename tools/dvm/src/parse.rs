@@ -1,6 +1,6 @@
 //! Forms of values that several commands take.
 
-use dvm_plugin_api::local::Since;
+use dvm_plugin_api::local::{Every, Since};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -67,6 +67,18 @@ pub(crate) fn require(text: &str) -> Result<String, String> {
         Ok(text.into())
     } else {
         Err("expected all, majority, at-least:K or any".into())
+    }
+}
+
+/// So many commands, or so much time: `500`, `10s`.
+pub(crate) fn every(text: &str) -> Result<Every, String> {
+    match text.parse() {
+        Ok(0) => Err("0 commands would be a snapshot without an end; the least is 1".into()),
+        Ok(items) => Ok(Every::Items(items)),
+        Err(_) => {
+            let every = duration(text)?;
+            Ok(Every::Ms(u64::try_from(every.as_millis()).unwrap_or(u64::MAX).max(1)))
+        }
     }
 }
 

@@ -4,11 +4,14 @@ use crate::context::{Context, status, unexpected};
 use crate::exit::{self, failed, usage};
 use crate::library::{self, Library};
 use crate::parse;
+use crate::selector;
 use crate::show::{plugin_text, plugins};
 use crate::table::Rows;
 use clap::{Args, Subcommand};
 use dvm_plugin_api::client::Client;
-use dvm_plugin_api::local::{Answer, Failure, FailureCode, Load, Request, TransactionDoc, TransactionKind};
+use dvm_plugin_api::local::{
+    Answer, Every, Failure, FailureCode, Load, Request, TransactionDoc, TransactionKind,
+};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -66,6 +69,18 @@ pub(crate) struct LoadArgs {
     /// Who runs it, and who applies its commands
     #[arg(long, default_value = "parallel", value_parser = ["parallel", "hot", "warm", "single"])]
     mode: String,
+    /// How many instances, the primary included; default: hot and warm 2
+    #[arg(long, value_name = "K")]
+    instances: Option<u16>,
+    /// Members it may be on: names, k[0-3], tag=value; repeat or separate by commas; default: all
+    #[arg(long, value_name = "SELECTOR")]
+    on: Vec<String>,
+    /// No primary in provisional views, and none before the lease of a lost one is over
+    #[arg(long)]
+    only_confirmed: bool,
+    /// How often a warm standby takes a new snapshot: after N commands, or every T, like 10s
+    #[arg(long, value_name = "N|T", default_value = "4096", value_parser = parse::every)]
+    snapshot_every: Every,
     /// In a process of its own, or inside the kernel
     #[arg(long, default_value = "process", value_parser = ["process", "kernel"])]
     placement: String,
@@ -145,6 +160,10 @@ fn load(context: &Context, args: LoadArgs) -> exit::Result {
         restart_window_ms: args.restart.1,
         deadline_ms: u64::try_from(args.deadline.as_millis()).unwrap_or(u64::MAX),
         stateless: args.stateless,
+        instances: args.instances,
+        on: selector::terms(&args.on)?,
+        only_confirmed: args.only_confirmed,
+        snapshot_every: args.snapshot_every,
     };
     let mut client = context.client()?;
     let timeout = context.timeout_agreed(&mut client)?;
@@ -221,6 +240,10 @@ pub(crate) fn load_simply(
         restart_window_ms: 60_000,
         deadline_ms: 5_000,
         stateless: false,
+        instances: None,
+        on: Vec::new(),
+        only_confirmed: false,
+        snapshot_every: Every::default(),
     };
     send_and_load(client, &library, load, Rule { require: None, dry_run: false }, Some(timeout))
 }

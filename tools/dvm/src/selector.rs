@@ -31,6 +31,23 @@ pub(crate) fn names(selectors: &[String]) -> Result<Vec<String>, Failure> {
     Ok(parts.map(expand).collect::<Result<Vec<_>, _>>()?.concat())
 }
 
+/// The terms that `selectors` spell out for a plug-in's place: names and `tag=value`.
+pub(crate) fn terms(selectors: &[String]) -> Result<Vec<String>, Failure> {
+    let mut terms = Vec::new();
+    for part in selectors.iter().flat_map(|selector| split(selector)) {
+        match part.split_once('=') {
+            Some(("", _)) => return Err(usage(format!("`{part}`: a tag has a name"))),
+            Some(_) => terms.push(part.to_owned()),
+            None if part.starts_with("rank:") => {
+                return Err(usage(format!("`{part}`: ranks change, a plug-in's place does not"))
+                    .hint("give the member's name, or a tag"));
+            }
+            None => terms.extend(expand(part)?),
+        }
+    }
+    Ok(terms)
+}
+
 fn select_one(part: &str, members: &[MemberDoc]) -> Result<Vec<String>, Failure> {
     let those = |wanted: &dyn Fn(&MemberDoc) -> bool| {
         members.iter().filter(|member| wanted(member)).map(|member| member.name.clone()).collect::<Vec<_>>()

@@ -5,6 +5,7 @@ use super::super::history::Kind;
 use super::super::launch::settle;
 use super::super::link::Next;
 use super::*;
+use dvm_plugin_api::abi::role;
 use tokio::time::sleep_until;
 
 /// Longest time an unloaded instance may take to answer what it has in hand and end.
@@ -34,6 +35,15 @@ enum Op {
         config: Bytes,
         answer: oneshot::Sender<Result<(), Trouble>>,
     },
+    /// The state that a standby kept, before what came since.
+    Restore(Bytes),
+    Role {
+        role: u32,
+        fence: u64,
+    },
+    Lease {
+        until_us: u64,
+    },
     Stop,
 }
 
@@ -46,7 +56,15 @@ enum Pending {
 /// Why an instance runs no longer.
 enum End {
     Stopped,
+    /// It is to begin again, with another state or role; nothing is wrong with it.
+    Again,
     Failed(Failure),
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
 }
 
 /// A child at work.
@@ -68,6 +86,9 @@ impl<P: Peers> Instance<P> {
         self.gauge.pid.store(link.pid(), Ordering::Relaxed);
         let (pending, ops, busy_since) = (VecDeque::new(), VecDeque::new(), Instant::now());
         let mut serving = Serving { link, pending, ops, busy_since, announce, stop_by: None };
+        if let Some((fence, from)) = self.primary {
+            self.act_from(fence, from);
+        }
         let end = loop {
             if let Err(end) = self.step(&mut serving).await {
                 break end;
@@ -76,6 +97,7 @@ impl<P: Peers> Instance<P> {
         self.gauge.pid.store(0, Ordering::Relaxed);
         let why = match &end {
             End::Stopped => "it was unloaded",
+            End::Again => "it begins again",
             End::Failed(failure) => &failure.detail,
         };
         let sent = serving.pending.into_iter().filter_map(|pending| match pending {
@@ -87,13 +109,23 @@ impl<P: Peers> Instance<P> {
         }
         match end {
             End::Failed(failure) if serving.stop_by.is_none() => self.failed(failure),
-            End::Failed(_) | End::Stopped => Phase::Over,
+            End::Again if serving.stop_by.is_none() => {
+                self.history.start_over();
+                let tells = serving.announce.map_or(Tells::Nothing, |announce| match announce.change {
+                    InstanceChange::Restarted { .. } => Tells::Restarted,
+                    _ => Tells::Started,
+                });
+                Phase::Launching { tells }
+            }
+            End::Failed(_) | End::Again | End::Stopped => Phase::Over,
         }
     }
 
     /// Waits for one thing to happen and does what follows from it.
     async fn step(&mut self, serving: &mut Serving) -> Result<(), End> {
         self.feed(serving);
+        self.ask_for_newer();
+        let (again, keeps) = (self.ask_again(), !self.applies);
         let limit = Duration::from_millis(self.spec.deadline_ms.clamp(1, DEADLINE_MAX));
         let deadline = serving.busy_since + limit;
         let deadline = serving.stop_by.map_or(deadline, |stop_by| stop_by.min(deadline));
@@ -118,14 +150,15 @@ impl<P: Peers> Instance<P> {
                 let mut message = Some(message.ok_or(End::Stopped)?);
                 for _ in 0..INBOX {
                     let Some(one) = message else { break };
-                    self.while_up(one, serving).map_err(End::Failed)?;
+                    self.while_up(one, serving)?;
                     message = self.inbox.try_recv().ok();
                 }
                 match message {
-                    Some(last) => self.while_up(last, serving).map_err(End::Failed),
+                    Some(last) => self.while_up(last, serving),
                     None => Ok(()),
                 }
             }
+            () = sleep_until(again), if keeps => Ok(()),
             () = sleep_until(deadline), if !serving.pending.is_empty() => {
                 let detail = format!("a callback took longer than {} ms", limit.as_millis());
                 Err(End::Failed(Failure::new("hang", detail)))
@@ -140,11 +173,12 @@ impl<P: Peers> Instance<P> {
         }
         self.announce(serving);
         while serving.link.backlog() < BACKLOG {
-            if serving.ops.front().is_some_and(|(position, _)| *position <= self.history.position()) {
+            let reached = |position| !self.applies || position <= self.history.position();
+            if serving.ops.front().is_some_and(|(position, _)| reached(*position)) {
                 let (_, op) = serving.ops.pop_front().expect("there is one");
                 serving.link.send(&self.frame_of(&op));
                 serving.pending.push_back(Pending::Op(op));
-            } else if let Some(frame) = self.history.next() {
+            } else if let Some(frame) = self.applies.then(|| self.history.next()).flatten() {
                 serving.link.send(&frame);
                 serving.pending.push_back(Pending::Item);
                 self.rebase(serving);
@@ -168,7 +202,7 @@ impl<P: Peers> Instance<P> {
     }
 
     fn announce(&mut self, serving: &mut Serving) {
-        let done = |announce: &mut Announce| self.history.is_done_to(announce.position);
+        let done = |announce: &mut Announce| !self.applies || self.history.is_done_to(announce.position);
         if let Some(announce) = serving.announce.take_if(done) {
             self.report(announce.change);
         }
@@ -181,25 +215,54 @@ impl<P: Peers> Instance<P> {
             Op::Validate { config, .. } => {
                 ToChild::Validate { config: config.clone(), place: self.place.clone() }
             }
+            Op::Restore(state) => ToChild::Restore(state.clone()),
+            Op::Role { role, fence } => ToChild::Role { role: *role, fence: *fence },
+            Op::Lease { until_us } => ToChild::Lease { until_us: *until_us },
             Op::Stop => ToChild::Stop,
         })
     }
 
     /// A message while there is a child.
-    fn while_up(&mut self, message: Message, serving: &mut Serving) -> Result<(), Failure> {
+    fn while_up(&mut self, message: Message, serving: &mut Serving) -> Result<(), End> {
         let mut behind = |op| serving.ops.push_back((self.history.end(), op));
         match message {
-            Message::Item(item) => return self.push(item),
+            Message::Item(item) if self.applies => self.push(item)?,
+            Message::Item(item) => {
+                let index = item.index;
+                if self.push(item).is_err() {
+                    self.history.skip_to(index);
+                }
+            }
             Message::Begin => {}
+            Message::Promoted { fence, from } => self.promoted(fence, from, serving)?,
+            Message::Act { fence } if self.primary.is_some_and(|(token, _)| token == fence) => {
+                behind(Op::Role { role: role::PRIMARY, fence });
+            }
+            Message::Act { .. } => {}
+            Message::Demoted => {
+                self.primary = None;
+                if self.applies && !self.is_to_apply() {
+                    // A standby that only keeps what it is told has a child without a state.
+                    self.applies = false;
+                    return Err(End::Again);
+                }
+                behind(Op::Role { role: role::STANDBY, fence: 0 });
+            }
+            Message::Lease { until_us } => serving.ops.push_front((0, Op::Lease { until_us })),
+            Message::Newer(bundle) => self.newer(bundle),
             Message::Around { place, others } => (self.place, self.others) = (place, others),
             Message::Reply { index, asker } => match self.replies.get(index) {
-                Some(reply) => answer(asker, self.spec.payload, reply),
+                Some(reply) => answer(asker, self.spec.library.payload, reply),
                 None if index <= self.gauge.applied.load(Ordering::Relaxed) => {
                     let _ = asker.send(Err(ReplyError::Gone));
                 }
                 None => self.askers.entry(index).or_default().push(asker),
             },
+            Message::Query { asker, .. } if !self.applies => {
+                let _ = asker.send(Err(self.not_running("it stands by")));
+            }
             Message::Query { command, asker } => behind(Op::Query { command, asker }),
+            Message::Snapshot { answer, .. } if !self.applies => drop(answer.send(None)),
             Message::Snapshot { index, answer } => {
                 behind(Op::Snapshot { index, config: self.config.clone(), answer });
             }
@@ -214,6 +277,39 @@ impl<P: Peers> Instance<P> {
             }
         }
         Ok(())
+    }
+
+    /// It is the primary: whatever it kept is applied, and when its time has come it is told so.
+    fn promoted(&mut self, fence: u64, from: Instant, serving: &mut Serving) -> Result<(), End> {
+        self.primary = Some((fence, from));
+        if !self.applies {
+            let base = self.history.base();
+            if base.config != self.child_config {
+                return Err(End::Again);
+            }
+            match &base.state {
+                Start::Fresh => {}
+                Start::From(state) => serving.ops.push_front((0, Op::Restore(state.clone()))),
+                Start::Elsewhere => {
+                    return Err(Failure::new("exit", "it has no snapshot to begin from".into()).into());
+                }
+            }
+            self.applies = true;
+        }
+        self.act_from(fence, from);
+        Ok(())
+    }
+
+    /// Tells itself when the time has come to act as the primary.
+    fn act_from(&self, fence: u64, from: Instant) {
+        let own = self.own.clone();
+        tokio::spawn(async move {
+            sleep_until(from).await;
+            if let Some(own) = own.upgrade() {
+                // The instance may have ended meanwhile.
+                let _ = own.send(Message::Act { fence }).await;
+            }
+        });
     }
 
     /// What an answer means.
@@ -274,7 +370,7 @@ impl<P: Peers> Instance<P> {
     fn done(&mut self, op: Op, answer: FromChild) {
         match (op, answer) {
             (Op::Query { asker, .. }, FromChild::Done(reply)) => {
-                super::answer(asker, self.spec.payload, &Ok(reply));
+                super::answer(asker, self.spec.library.payload, &Ok(reply));
             }
             (Op::Query { asker, .. }, FromChild::Own(text)) => drop(asker.send(Ok(Err(text)))),
             (Op::Snapshot { index, config, answer }, FromChild::Done(state)) => {
@@ -282,6 +378,7 @@ impl<P: Peers> Instance<P> {
                 let bundle = rmp_serde::to_vec(&Bundle { index, config, state, replies });
                 let _ = answer.send(Some(bundle.expect("a snapshot is plain data")));
             }
+            (Op::Restore(_) | Op::Role { .. } | Op::Lease { .. }, FromChild::Done(_)) => {}
             (Op::Rebase { position }, FromChild::Done(state)) => self.history.rebase_at(position, state),
             (Op::Validate { answer, .. }, said) => drop(answer.send(settle("validate", Ok(said)))),
             (op, FromChild::Own(text) | FromChild::Panic(text)) => self.refuse(op, &text),
@@ -296,7 +393,7 @@ impl<P: Peers> Instance<P> {
             Op::Query { asker, .. } => drop(asker.send(Err(self.not_running(why)))),
             Op::Snapshot { answer, .. } => drop(answer.send(None)),
             Op::Validate { answer, .. } => drop(answer.send(Err(not_validated(why)))),
-            Op::Rebase { .. } | Op::Stop => {}
+            Op::Rebase { .. } | Op::Restore(_) | Op::Role { .. } | Op::Lease { .. } | Op::Stop => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use dvm_core::Delivery;
 use dvm_core::ids::{Lineage, Rank, ViewId};
 use dvm_core::state::*;
 use dvm_core::view::{Label, View};
-use dvm_core::wire::{Identity, Key, Proposal};
+use dvm_core::wire::{Departure, DepartureCause, Identity, Key, Proposal};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -148,6 +148,34 @@ impl World {
         self.deliver(Content::View(Box::new(proposal))).await;
     }
 
+    /// A view without the last member, whose manager is gone.
+    pub(super) async fn lose(&mut self, name: &str) {
+        let at = self.managers.iter().position(|manager| manager.identity.name == name).expect("a member");
+        let Manager { identity, to, .. } = self.managers.remove(at);
+        let (done, fenced) = oneshot::channel();
+        to.send(ToPlugins::Fence { done }).await.expect("the manager lives");
+        fenced.await.expect("its processes end");
+        self.neighbours.managers.lock().expect("no test panics with it").remove(&identity.id);
+        let old = self.state.view.clone();
+        let epoch = old.id.epoch.next();
+        let mut view = View { id: ViewId { epoch, ..old.id }, ..old.clone() };
+        view.members.retain(|member| *member != identity.id);
+        view.ring = (0..view.members.len()).map(|rank| Rank(rank as u16)).collect();
+        let cause = FailureCause::LinkReset;
+        let (noticed_by, last_heard_ms) = (view.members[0], None);
+        let why = DepartureCause::Failed { cause, noticed_by, last_heard_ms };
+        let proposal = Proposal {
+            view,
+            parent: old.id,
+            joiners: Vec::new(),
+            departures: vec![Departure { member: identity.id, why }],
+            upto: vec![0; old.size()],
+            delivered: self.state.index,
+            time_ms: 0,
+        };
+        self.deliver(Content::View(Box::new(proposal))).await;
+    }
+
     async fn deliver(&mut self, content: Content) -> HistoryIndex {
         self.serial += 1;
         let key = Key { lnum: dvm_core::ids::Lamport(self.serial), origin: Rank(0) };
@@ -159,10 +187,18 @@ impl World {
             events: effect.events,
             applied: effect.applied,
             ended: effect.ended.map(Box::new),
+            placed: effect.placed,
         };
         for manager in &self.managers {
             let delivery = Box::new(delivery.clone());
             manager.to.send(ToPlugins::Delivered(delivery)).await.expect("the manager lives");
+        }
+        for event in &delivery.events {
+            let EventKind::InstancePromoted { plugin, member, fence, .. } = &event.kind else { continue };
+            let promoted = self.managers.iter().find(|manager| manager.identity.name == *member);
+            let (plugin, from) = (plugin.clone(), tokio::time::Instant::now());
+            let primary = ToPlugins::Primary { plugin, fence: *fence, from };
+            promoted.expect("a member").to.send(primary).await.expect("the manager lives");
         }
         first
     }
@@ -185,7 +221,9 @@ impl World {
         let transaction = Transaction { id, kind, require, dry_run };
         self.submit(Change::Transaction(Box::new(transaction.clone()))).await;
         for manager in &self.managers {
-            let execute = ToPlugins::Execute { transaction: Box::new(transaction.clone()), limit_ms: 1_500 };
+            let placed = self.state.open[&id].places.contains(&manager.identity.id);
+            let (transaction, limit_ms) = (Box::new(transaction.clone()), 1_500);
+            let execute = ToPlugins::Execute { transaction, placed, limit_ms };
             manager.to.send(execute).await.expect("the manager lives");
         }
         let mut results = BTreeMap::new();
@@ -216,18 +254,18 @@ impl World {
         more: impl FnOnce(&mut PluginSpec),
     ) -> Outcome {
         let config = config.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
-        let mut spec = PluginSpec {
-            name: "counter".into(),
+        let library = Library {
             version: "0.1.0".into(),
             hash: *blake3::hash(&self.neighbours.library).as_bytes(),
             size: self.neighbours.library.len() as u64,
-            mode: Mode::Parallel,
-            placement: Placement::Process,
             payload: Payload::Msgpack,
+        };
+        let mut spec = PluginSpec {
             config,
             restart: RestartPolicy { times: 3, window_ms: 60_000 },
             deadline_ms: 1_500,
             stateless: false,
+            ..PluginSpec::of("counter".into(), library)
         };
         more(&mut spec);
         self.transact(TransactionKind::Load(Box::new(spec)), Require::All, false).await

@@ -1,0 +1,205 @@
+//! Plug-ins with a primary: what its loss costs, where instances are, and who may act.
+
+use dvm_plugin_api::client::{Client, Target};
+use dvm_plugin_api::local::{Answer, Request};
+use dvm_tests::cluster::{Cluster, signal, wait_for};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const CALL: Duration = Duration::from_secs(30);
+
+fn load(cluster: &Cluster, how: &[&str]) -> Value {
+    cluster.ok(&[&["plugin", "load", "counter"], how].concat())
+}
+
+fn show(cluster: &Cluster) -> Value {
+    cluster.ok(&["plugin", "show", "counter"])
+}
+
+fn primary(cluster: &Cluster) -> String {
+    wait_for("a primary", || show(cluster)["primary"].as_str().map(str::to_owned))
+}
+
+/// Members of the instances that run, in the order of their ranks.
+fn running(cluster: &Cluster) -> Vec<String> {
+    let plugin = show(cluster);
+    let instances = plugin["instances"].as_array().expect("instances").iter();
+    let running = instances.filter(|instance| instance["state"] == "running");
+    running.map(|instance| instance["member"].as_str().expect("a name").to_owned()).collect()
+}
+
+fn wait_running(cluster: &Cluster, wanted: usize) {
+    wait_for("as many instances as are wanted", || (running(cluster).len() == wanted).then_some(()));
+}
+
+/// Adds 1 without pause until it is stopped; how often that was acknowledged, and the longest wait for it.
+fn adder(cluster: &Cluster, through: &str, stop: &Arc<AtomicBool>) -> JoinHandle<(u64, Duration)> {
+    let target = Target { prefer: Some(through.into()), ..Target::new(cluster.place(), "adder") };
+    let stop = Arc::clone(stop);
+    std::thread::spawn(move || {
+        let mut client = Client::connect(target).expect("a kernel");
+        let (mut added, mut longest) = (0, Duration::ZERO);
+        while !stop.load(Ordering::Relaxed) {
+            let (plugin, command) = ("counter".into(), json!({"add": 1}));
+            let request = Request::Call { plugin, command, query: false, fresh: false };
+            let begun = Instant::now();
+            match client.request(request, None, Some(CALL)).expect("a command takes effect") {
+                Answer::Reply { reply: Ok(_), .. } => added += 1,
+                other => panic!("{other:?}"),
+            }
+            longest = longest.max(begun.elapsed());
+        }
+        (added, longest)
+    })
+}
+
+/// Kernels of primaries are killed one after another while clients add: what was acknowledged is counted, once.
+fn primaries_die(mode: &str, how: &[&str]) {
+    let cluster = Cluster::up(5, &[]);
+    let _ = load(&cluster, &[&["--mode", mode], how].concat());
+    let stop = Arc::new(AtomicBool::new(false));
+    let adders: Vec<_> = ["k0", "k2", "k4"].map(|through| adder(&cluster, through, &stop)).into();
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(300));
+        signal(cluster.pid(&primary(&cluster)), Signal::KILL);
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    stop.store(true, Ordering::Relaxed);
+    let added = adders.into_iter().map(|adder| adder.join().expect("it did not panic").0).sum::<u64>();
+    assert!(added > 0);
+    assert_eq!(cluster.ok(&["call", "counter", r#"{"get":true}"#])["reply"]["value"], added);
+    let events = cluster.json(&["--json-lines", "events", "--since", "all", "--kind", "instance-promoted"]);
+    let tokens: Vec<_> =
+        events.lines().iter().map(|event| event["fence"].as_u64().expect("a token")).collect();
+    assert!(tokens.len() >= 4 && tokens.is_sorted(), "{tokens:?}");
+    cluster.verify();
+}
+
+#[test]
+fn hot_standbys_take_over_and_nothing_is_lost_or_doubled() {
+    primaries_die("hot", &["--instances", "3"]);
+}
+
+#[test]
+fn warm_standbys_take_over_and_nothing_is_lost_or_doubled() {
+    primaries_die("warm", &["--instances", "2", "--snapshot-every", "50"]);
+}
+
+#[test]
+fn a_single_instance_starts_elsewhere_and_nothing_is_lost_or_doubled() {
+    primaries_die("single", &["--snapshot-every", "100ms"]);
+}
+
+#[test]
+fn instances_are_where_they_are_asked_for_and_a_lost_one_is_made_up_for() {
+    let cluster = Cluster::up(4, &["--tag", "gpu=no"]);
+    for member in ["k1", "k2", "k3"] {
+        let _ = cluster.ok(&["--member", member, "config", "set", "gpu=yes"]);
+    }
+    let loaded = load(&cluster, &["--mode", "hot", "--on", "gpu=yes"]);
+    assert_eq!(loaded["results"].as_array().map(Vec::len), Some(4), "all members have their say");
+    assert_eq!(running(&cluster), ["k1", "k2"]);
+    cluster.kill("k1");
+    wait_for("k3 has the other instance", || (running(&cluster) == ["k2", "k3"]).then_some(()));
+    assert_eq!(primary(&cluster), "k2");
+    // An orderly leave hands over first.
+    let _ = cluster.ok(&["remove", "k2"]);
+    assert_eq!(primary(&cluster), "k3");
+    let plugin = show(&cluster);
+    assert_eq!((&plugin["state"], &plugin["wanted"]), (&json!("degraded"), &json!(2)));
+    // The member without an instance asks the primary for the reply, and agrees to a configuration.
+    assert_eq!(cluster.ok(&["--member", "k0", "call", "counter", r#"{"add":2}"#])["member"], "k3");
+    let configured = cluster.ok(&["--member", "k0", "plugin", "configure", "counter", "-c", "step=10"]);
+    assert_eq!(configured["outcome"], "committed");
+    let reply = cluster.ok(&["--member", "k0", "call", "counter", r#"{"add":1}"#]);
+    assert_eq!(reply["reply"]["value"], 12);
+    let _ = cluster.ok(&["--member", "k0", "config", "set", "gpu=yes"]);
+    wait_running(&cluster, 2);
+    assert_eq!(show(&cluster)["state"], "running");
+}
+
+#[test]
+fn what_cannot_be_placed_is_refused_and_says_why() {
+    let cluster = Cluster::up(2, &[]);
+    for (how, wanted) in [
+        (&["--mode", "parallel", "--instances", "2"][..], "--on"),
+        (&["--mode", "single", "--instances", "2"], "hot or warm"),
+        (&["--mode", "hot", "--instances", "0"], "at least 1"),
+        (&["--mode", "hot", "--on", "rank:0"], "ranks change"),
+    ] {
+        let text = cluster.json(&[&["plugin", "load", "counter"], how].concat()).error("usage", 2);
+        assert!(text.contains(wanted), "{text}");
+    }
+    let nowhere = cluster.json(&["plugin", "load", "counter", "--mode", "hot", "--on", "node7"]);
+    assert_eq!(nowhere.exit, 6, "{}", nowhere.stdout);
+    assert!(nowhere.stdout.contains("no member is one that counter may be on"), "{}", nowhere.stdout);
+    assert_eq!(cluster.ok(&["plugins"])["plugins"], json!([]));
+}
+
+#[test]
+fn under_quorum_a_primary_that_is_cut_off_stops_before_the_next_one_replies() {
+    let silence = Duration::from_millis(1_000);
+    let cluster =
+        Cluster::up(5, &["--partition", "quorum", "--set", "chaos=true", "--set", "silence_ms=1000"]);
+    let _ = load(&cluster, &["--mode", "hot", "--instances", "3", "--on", "k0,k1,k2"]);
+    assert_eq!(primary(&cluster), "k0");
+    let before = cluster.ok(&["--member", "k4", "call", "counter", r#"{"add":1}"#]);
+    assert_eq!(before["member"], "k0");
+    let cut = Instant::now();
+    let _ = cluster.ok(&["chaos", "cut", "k0/k1,k2,k3,k4"]);
+    let after = cluster.ok(&["--member", "k4", "--timeout", "30s", "call", "counter", r#"{"add":1}"#]);
+    assert_eq!((&after["member"], &after["reply"]["value"]), (&json!("k1"), &json!(2)));
+    assert!(cut.elapsed() >= silence / 2, "the old lease was waited for: {:?}", cut.elapsed());
+    // On its side the old primary answers nothing any more.
+    let alone = cluster.json(&["--member", "k0", "--timeout", "3s", "call", "counter", r#"{"add":1}"#]);
+    assert_eq!(alone.exit, 8, "{}", alone.stdout);
+    let _ = cluster.ok(&["chaos", "heal"]);
+    cluster.settle(&["k0", "k1", "k2", "k3", "k4"]);
+    wait_running(&cluster, 3);
+    assert_eq!(cluster.ok(&["call", "counter", r#"{"get":true}"#])["reply"]["value"], 2);
+    cluster.verify();
+}
+
+#[test]
+fn only_confirmed_has_no_primary_on_the_provisional_side() {
+    let cluster = Cluster::up(5, &["--set", "chaos=true", "--set", "silence_ms=400"]);
+    let _ = load(&cluster, &["--mode", "hot", "--on", "k0,k4", "--only-confirmed"]);
+    assert_eq!(primary(&cluster), "k0");
+    let _ = cluster.ok(&["chaos", "cut", "k0,k1/k2,k3,k4"]);
+    let there = cluster.ok(&["--member", "k2", "--timeout", "30s", "call", "counter", r#"{"add":1}"#]);
+    assert_eq!((&there["member"], &there["label"]), (&json!("k4"), &json!("confirmed")));
+    wait_for("the provisional side has no primary", || {
+        let status = cluster.status(Some("k1"));
+        let provisional = status["view"]["label"] == "provisional";
+        (provisional && status["plugins"][0]["primary"].is_null()).then_some(())
+    });
+    let here = cluster.json(&["--member", "k1", "--timeout", "2s", "call", "counter", r#"{"add":1}"#]);
+    assert_eq!(here.exit, 5, "{}", here.stdout);
+    let _ = cluster.ok(&["chaos", "heal"]);
+    cluster.settle(&["k0", "k1", "k2", "k3", "k4"]);
+    assert_eq!(cluster.ok(&["--timeout", "30s", "call", "counter", r#"{"get":true}"#])["reply"]["value"], 1);
+}
+
+#[test]
+fn a_primary_that_is_stopped_comes_back_as_a_standby() {
+    for with_plugins in [false, true] {
+        let cluster = Cluster::up(3, &["--set", "chaos=true", "--set", "silence_ms=400"]);
+        let _ = load(&cluster, &["--mode", "hot"]);
+        let first = primary(&cluster);
+        let pause = ["chaos", "pause", &first, "--with-plugins"];
+        let _ = cluster.ok(if with_plugins { &pause[..] } else { &pause[..3] });
+        let others: Vec<_> = ["k0", "k1", "k2"].into_iter().filter(|member| *member != first).collect();
+        let reply =
+            cluster.ok(&["--member", others[0], "--timeout", "30s", "call", "counter", r#"{"add":1}"#]);
+        assert_ne!(reply["member"], first.as_str());
+        let _ = cluster.ok(&["chaos", "resume", &first, "--with-plugins"]);
+        cluster.settle(&["k0", "k1", "k2"]);
+        let reply = cluster.ok(&["--member", &first, "--timeout", "30s", "call", "counter", r#"{"add":1}"#]);
+        assert_eq!(reply["reply"]["value"], 2);
+        cluster.verify();
+    }
+}
