@@ -139,5 +139,9 @@ impl Cx {
 }
 
 pub(crate) fn encode(submission: &Submission) -> Bytes {
-    postcard::to_allocvec(submission).expect("a submission is plain data").into()
+    // Measured first: a vector that grows as it is written would copy a long body several times.
+    let length = postcard::experimental::serialized_size(submission).expect("a submission is plain data");
+    let mut body = alloc::vec![0; length];
+    postcard::to_slice(submission, &mut body).expect("it is of the measured length");
+    body.into()
 }

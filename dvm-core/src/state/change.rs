@@ -11,15 +11,16 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// The body of one message: a change with its stamp.
+/// The body of one message: a change with its stamp. Whoever does not keep payloads decodes it with borrowed ones,
+/// `Submission<&[u8]>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Submission {
+pub struct Submission<P = Bytes> {
     /// With it, the change takes effect at most once.
     pub stamp: Option<Stamp>,
     /// The proposer's wall clock, milliseconds since 1970.
     pub time_ms: u64,
     /// What is proposed.
-    pub change: Change,
+    pub change: Change<P>,
 }
 
 /// Place of a request in its session.
@@ -33,7 +34,7 @@ pub struct Stamp {
 
 /// A change of the replicated state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Change {
+pub enum Change<P = Bytes> {
     /// Nothing; its place in the history is what a fresh read waits for.
     Noop,
     /// Replicated keys.
@@ -54,7 +55,7 @@ pub enum Change {
         /// Which plug-in.
         plugin: Name,
         /// In the plug-in's own payload format.
-        payload: Bytes,
+        payload: P,
     },
     /// A change that every member must execute before it is decided.
     Transaction(Box<Transaction>),
@@ -103,7 +104,7 @@ pub enum Change {
     },
 }
 
-impl Change {
+impl<P> Change<P> {
     /// Whether a client asked for it and means the DVM, on whatever branch: not a member's own word, nor one about the
     /// members of one branch.
     pub(crate) fn is_of_clients(&self) -> bool {

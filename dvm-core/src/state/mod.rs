@@ -114,6 +114,9 @@ const DOUBLINGS_MAX: u8 = 2;
 /// After how many T a doubling is taken back.
 const DOUBLING_SILENCES: u64 = 60;
 const ANCESTRY_MAX: usize = 1_024;
+/// A message's view, key, origin and number in bytes at most: variable-length integers, two of 128 bits, five of 64 or
+/// less.
+const PLACE_MAX: usize = 2 * 19 + 5 * 10;
 
 /// What applying one entry yields.
 #[derive(Clone, Debug, PartialEq)]
@@ -253,7 +256,7 @@ impl State {
                 step.time_ms = proposal.time_ms;
                 self.apply_view(proposal, &mut step);
             }
-            Content::Change { body, .. } => match postcard::from_bytes::<Submission>(body) {
+            Content::Change { body, .. } => match postcard::from_bytes::<Submission<&[u8]>>(body) {
                 Ok(submission) => {
                     step.time_ms = submission.time_ms;
                     self.apply_submission(submission, &mut step);
@@ -290,7 +293,8 @@ impl State {
         match content {
             Content::Change { origin, oseq, body, digest } => {
                 let place = (self.view.id, key, origin, oseq);
-                hasher.update(&postcard::to_allocvec(&place).expect("plain data"));
+                let mut bytes = [0; PLACE_MAX];
+                hasher.update(postcard::to_slice(&place, &mut bytes).expect("plain data of bounded size"));
                 match digest {
                     Some(digest) => hasher.update(digest),
                     None => hasher.update(body),
@@ -392,7 +396,7 @@ impl State {
         self.apply_view_to_plugins(&names, step);
     }
 
-    fn apply_change(&mut self, change: Change, step: &mut Step) {
+    fn apply_change<P>(&mut self, change: Change<P>, step: &mut Step) {
         match change {
             Change::Noop => {}
             Change::Keys(transaction) => self.apply_keys(&transaction, step),

@@ -37,7 +37,7 @@ impl Session {
 }
 
 impl State {
-    pub(super) fn apply_submission(&mut self, submission: Submission, step: &mut Step) {
+    pub(super) fn apply_submission<P>(&mut self, submission: Submission<P>, step: &mut Step) {
         let Some(stamp) = submission.stamp else {
             self.apply_change(submission.change, step);
             return;
@@ -134,6 +134,7 @@ mod tests {
     use super::*;
     use crate::ids::MemberId;
     use crate::state::{Change, Stamp, Step};
+    use bytes::Bytes;
 
     /// A request that a session opens another one with.
     fn open(state: &mut State, session: &str, seq: u64) -> Applied {
@@ -150,7 +151,8 @@ mod tests {
             time_ms: 0,
         };
         let stamp = Some(Stamp { session: session.into(), seq });
-        state.apply_submission(Submission { stamp, time_ms: 0, change: Change::OpenSession }, &mut step);
+        let submission = Submission::<Bytes> { stamp, time_ms: 0, change: Change::OpenSession };
+        state.apply_submission(submission, &mut step);
         step.applied
     }
 

@@ -120,7 +120,8 @@ impl Server {
     }
 
     fn on_settings(&self, body: &[u8]) {
-        let Ok(Submission { change: Change::Settings(list), .. }) = postcard::from_bytes(body) else {
+        let Ok(Submission { change: Change::Settings(list), .. }) = postcard::from_bytes::<Submission>(body)
+        else {
             return;
         };
         for (key, value) in list {
