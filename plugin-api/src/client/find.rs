@@ -2,7 +2,7 @@
 
 use super::Target;
 use crate::local::{Failure, FailureCode};
-use crate::place::{DvmPlace, RuntimeDir, check_name};
+use crate::place::{DvmPlace, PlaceError, RuntimeDir, check_name};
 
 impl Target {
     /// The DVM of a URI as `dvm --dvm` takes it: a name, or `unix:PATH` with the path of its directory or of a member's
@@ -21,6 +21,13 @@ impl Target {
         };
         Ok(Self { prefer, ..Self::new(place, client) })
     }
+
+    /// The URI that means this DVM, and prefers the same member, from any directory and whatever other DVMs there are.
+    #[must_use]
+    pub fn uri(&self) -> String {
+        let socket = self.prefer.as_ref().map(|member| format!("/{member}.sock"));
+        format!("{}{}", self.place.uri(), socket.unwrap_or_default())
+    }
 }
 
 fn named(uri: &str) -> Result<(DvmPlace, Option<String>), Failure> {
@@ -34,6 +41,7 @@ fn named(uri: &str) -> Result<(DvmPlace, Option<String>), Failure> {
     // A runtime directory that does not exist holds no DVM, and is not created by asking for one.
     match RuntimeDir::open()? {
         Some(runtime) => Ok(DvmPlace::from_uri(uri, &runtime)?),
+        None if uri.contains([':', '/']) => Err(PlaceError::Uri { uri: uri.into() }.into()),
         None => {
             check_name(uri)?;
             Ok(DvmPlace::at(&RuntimeDir::default_path().join(uri))?)

@@ -48,6 +48,20 @@ fn serve(listener: &UnixListener, member: &str, acts: Vec<Act>, tell: &Sender<To
     }
 }
 
+/// A kernel `k0` that says hello and no more, for as long as what is returned lives.
+fn polite(place: &DvmPlace) -> Sender<()> {
+    let (tell, held) = channel::<()>();
+    let listener = UnixListener::bind(place.socket("k0").expect("short")).expect("bound");
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accepted");
+        let hello: ToKernel = read_frame(&mut stream).expect("read").expect("hello");
+        let welcome = Answer::Hello { version: 1, member: "k0".into(), dvm: "one".into() };
+        write_frame(&mut stream, &ToClient { id: hello.id, answer: Ok(welcome) }).expect("written");
+        let _ = held.recv();
+    });
+    tell
+}
+
 fn event(index: u64) -> EventDoc {
     EventDoc {
         schema: 1,
@@ -182,15 +196,7 @@ fn a_silent_kernel_is_passed_over() {
 #[test]
 fn time_is_up() {
     let (_base, place) = place();
-    let (_tell, held) = channel::<()>();
-    let listener = UnixListener::bind(place.socket("k0").expect("short")).expect("bound");
-    thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("accepted");
-        let hello: ToKernel = read_frame(&mut stream).expect("read").expect("hello");
-        let welcome = Answer::Hello { version: 1, member: "k0".into(), dvm: "one".into() };
-        write_frame(&mut stream, &ToClient { id: hello.id, answer: Ok(welcome) }).expect("written");
-        let _ = held.recv();
-    });
+    let _k0 = polite(&place);
     let mut client = Client::connect(Target::new(place, "test")).expect("connected");
     let failure = client.request(Request::Status, None, Some(Duration::from_millis(1))).expect_err("late");
     assert_eq!(failure.code, FailureCode::Unknown);
@@ -265,20 +271,11 @@ fn a_loop_is_woken_for_each_event_and_across_kernels_by_one_descriptor() {
 #[test]
 fn a_quiet_stream_wakes_nobody() {
     let (_base, place) = place();
-    let (tell, held) = channel::<()>();
-    let listener = UnixListener::bind(place.socket("k0").expect("short")).expect("bound");
-    thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("accepted");
-        let hello: ToKernel = read_frame(&mut stream).expect("read").expect("hello");
-        let welcome = Answer::Hello { version: 1, member: "k0".into(), dvm: "one".into() };
-        write_frame(&mut stream, &ToClient { id: hello.id, answer: Ok(welcome) }).expect("written");
-        let _ = held.recv();
-    });
+    let _k0 = polite(&place);
     let filter = Filter { follow: true, ..Filter::default() };
     let mut events = subscribe(Target::new(place, "test"), Since::All, filter);
     assert_eq!(events.try_next(), Ok(Next::Quiet));
     assert!(!rings(&events));
-    drop(tell);
 }
 
 #[test]
