@@ -6,17 +6,18 @@
 use dvm_plugin_api::client::{Client, End, Events, Families, Filter, Next, Target};
 use dvm_plugin_api::local::{Request, Since};
 use dvm_plugin_api::place::{DvmPlace, RuntimeDir};
+use dvm_tests::book::{page, root};
 use dvm_tests::cluster::{Cluster, Follower, Ground, has, signal, wait_for};
 use rustix::process::Signal;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 fn program(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name)
+    root().join("tests/programs").join(name)
 }
 
 /// The URI of a member's socket: its kernel is the one that is talked to first.
@@ -318,11 +319,35 @@ fn callbacks_are_called_inside_dispatch_and_may_call_back() {
     }
 }
 
+#[test]
+fn the_header_is_one_for_cpp_too() {
+    if !has(&["c++"], "the header in C++") {
+        return;
+    }
+    let ground = Ground::new();
+    let mut compiler = ground.program("c++");
+    compiler.args(["-fsyntax-only", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-x", "c++-header"]);
+    compiler.arg(ground.prefix().join("include/dvm.h"));
+    let _ = ground.finish(compiler).exits(0);
+}
+
+#[test]
+fn all_parts_name_one_version() {
+    for (file, line) in [
+        ("plugin-api/Cargo.toml", "version = \"1.0.0\""),
+        ("plugin-api/capi/Cargo.toml", "version = \"1.0.0\""),
+        ("plugin-api/capi/include/dvm.h", "#define DVM_VERSION \"1.0.0\""),
+        ("plugin-api/capi/dvm.pc.in", "Version: 1.0.0"),
+        ("plugin-api/python/dvm.py", "version = \"1.0.0\""),
+    ] {
+        assert!(page(file).lines().any(|found| found == line), "{file} has not `{line}`");
+    }
+}
+
 /// The header's numbers are those of the library.
 #[test]
 fn the_header_names_the_same_bits() {
-    let header = program("../../plugin-api/capi/include/dvm.h");
-    let header = std::fs::read_to_string(header).expect("it is there");
+    let header = page("plugin-api/capi/include/dvm.h");
     let bit = |name: &str| {
         let line = header.lines().find(|line| line.starts_with(&format!("#define DVM_{name} ")));
         let hex = line.and_then(|line| line.split("0x").nth(1)).and_then(|rest| rest.split(')').next());

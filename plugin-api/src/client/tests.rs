@@ -294,3 +294,35 @@ fn a_subscription_that_ended_says_so_again_and_can_be_made_anew() {
     events.subscribe(Since::Index(6), filter).expect("subscribed");
     assert_eq!(indices(&mut events, 1), [7]);
 }
+
+/// The kernel that told dies, the next one accepts and says nothing, the one after it tells the rest.
+#[test]
+fn a_loop_is_not_held_up_by_a_silent_kernel() {
+    let (_base, place) = place();
+    let _k0 = kernel(&place, "k0", vec![Act::Events(vec![4])]);
+    let filter = Filter { follow: true, ..Filter::default() };
+    let mut events = subscribe(Target::new(place.clone(), "test"), Since::All, filter);
+    assert_eq!(indices(&mut events, 1), [4]);
+    let _mute = UnixListener::bind(place.socket("k1").expect("short")).expect("bound");
+    let _k2 = kernel(&place, "k2", vec![Act::Events(vec![5])]);
+    let begin = Instant::now();
+    let mut asked = 0;
+    while begin.elapsed() < HELLO {
+        let before = Instant::now();
+        match events.try_next().expect("no error") {
+            Next::Event(event) => {
+                assert_eq!(event.index, Some(5));
+                assert!(asked > 1, "it was looked at while nobody had answered");
+                return;
+            }
+            other => assert_eq!(other, Next::Quiet),
+        }
+        assert!(before.elapsed() < Duration::from_millis(200), "{:?}", before.elapsed());
+        asked += 1;
+        assert!(rings(&events), "it is woken when the silent one is given up");
+    }
+    panic!("k2 was not found");
+}
+
+/// Longer than a silent kernel is waited for.
+const HELLO: Duration = Duration::from_secs(5);
