@@ -1,4 +1,5 @@
-//! A blocking client of the kernels on this host: standard library only, no thread, no signal handler.
+//! A client of the kernels on this host: no runtime, no thread, no signal handler. Requests block; events can be waited
+//! for, or be one more descriptor in a loop.
 //!
 //! It decides which kernel to talk to and what to do when that kernel dies. A read is asked again of another kernel of
 //! the DVM. A change is sent again with the same [`Stamp`], so that it takes effect once however often it was sent. A
@@ -7,25 +8,24 @@
 
 mod connection;
 mod events;
+mod families;
+mod find;
+mod search;
+mod time;
+mod wake;
 
 pub use events::{End, Events, Filter, Next};
+pub use families::{Families, KINDS};
 
 use crate::local::{Answer, Failure, FailureCode, Request, Since, Stamp};
 use crate::place::{DvmPlace, PlaceError};
-use connection::{Connection, Refusal, With};
+use connection::{Connection, With};
 use std::fs::File;
 use std::io::{self, Read};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How long a kernel is tried to be reached unless told otherwise.
 pub const REACH: Duration = Duration::from_secs(10);
-
-/// How long a kernel may take to say hello while another one may be there.
-const HELLO_FIRST: Duration = Duration::from_millis(300);
-
-/// How often a kernel is asked again that is no member yet.
-const OUTSIDE: Duration = Duration::from_millis(10);
 
 /// How much longer than the kernel the client waits, so that the kernel's own word on a timeout arrives.
 const GRACE: Duration = Duration::from_millis(500);
@@ -59,78 +59,6 @@ impl Target {
     pub fn only(mut self, member: impl Into<String>) -> Self {
         self.only = Some(member.into());
         self
-    }
-
-    /// Connects to a kernel that is not among `shunned`: first to all that answer at once, then with patience.
-    ///
-    /// # Errors
-    /// `NoDvm` if no kernel answers or is a member, `NotFound` if others do but not the one wanted.
-    fn connect(&self, shunned: &[String]) -> Result<Connection, Failure> {
-        let deadline = Instant::now() + self.reach;
-        let mut patience = HELLO_FIRST;
-        loop {
-            let (mut silent, mut outside) = (Vec::new(), Vec::new());
-            for member in self.candidates()? {
-                if shunned.contains(&member) {
-                    continue;
-                }
-                let until = deadline.min(Instant::now() + patience);
-                match Connection::open(self, &member, until) {
-                    Ok(connection) => return Ok(connection),
-                    Err(Refusal::Gone) => {}
-                    Err(Refusal::Silent) => silent.push(member),
-                    // Where any kernel will do, this one is none.
-                    Err(Refusal::Outside) => outside.extend(self.only.clone()),
-                    Err(Refusal::Failed(failure)) => return Err(failure),
-                }
-            }
-            if silent.is_empty() && outside.is_empty() || Instant::now() >= deadline {
-                return Err(self.unreachable(&silent, &outside));
-            }
-            if silent.is_empty() {
-                // One that has just joined may be known as a member before it is one itself.
-                sleep(OUTSIDE);
-            }
-            patience = Duration::from_secs(2);
-        }
-    }
-
-    fn candidates(&self) -> Result<Vec<String>, Failure> {
-        if let Some(only) = &self.only {
-            return Ok(vec![only.clone()]);
-        }
-        let mut members = self.place.members()?;
-        if let Some(first) = self.prefer.as_ref().and_then(|prefer| members.iter().position(|m| m == prefer))
-        {
-            members[..=first].rotate_right(1);
-        }
-        Ok(members)
-    }
-
-    fn unreachable(&self, silent: &[String], outside: &[String]) -> Failure {
-        let dvm = self.place.name();
-        if !silent.is_empty() {
-            return Failure::new(FailureCode::NoDvm, format!("no kernel of DVM `{dvm}` answers"))
-                .cause(format!("{} accepted and stayed silent: stopped, or overloaded", silent.join(", ")))
-                .hint("resume it with `dvm chaos resume`, or end it with `dvm halt --force`");
-        }
-        if !outside.is_empty() {
-            let member = outside.join(", ");
-            return Failure::new(FailureCode::NoDvm, format!("{member} is no member of DVM `{dvm}` now"))
-                .cause("its kernel lives, and is on its way in or out")
-                .hint(format!("ask another member; `dvm logs {member}` tells what it does"));
-        }
-        if let Some(only) = &self.only {
-            let live = self.place.live_members();
-            if !live.is_empty() {
-                let message = format!("no kernel `{only}` of DVM `{dvm}` on this host");
-                return Failure::new(FailureCode::NotFound, message)
-                    .hint(format!("these are here: {}", live.join(", ")));
-            }
-        }
-        Failure::new(FailureCode::NoDvm, format!("no kernel of DVM `{dvm}` lives on this host"))
-            .cause(format!("nothing accepts in {}", self.place.directory().display()))
-            .hint("see `dvm list`; start one with `dvm up`")
     }
 }
 
@@ -194,7 +122,7 @@ impl Client {
     /// # Errors
     /// `NoDvm` if no kernel answers.
     pub fn with_session(target: Target, session: impl Into<String>) -> Result<Self, Failure> {
-        let connection = Some(target.connect(&[])?);
+        let connection = Some(target.connect(&[], Instant::now() + target.reach)?);
         Ok(Self {
             target,
             connection,
@@ -273,7 +201,9 @@ impl Client {
         self.shunned.clear();
         loop {
             if self.connection.is_none() {
-                match self.target.connect(&self.shunned) {
+                let reach = Instant::now() + self.target.reach;
+                let until = deadline.map_or(reach, |deadline| reach.min(deadline + GRACE));
+                match self.target.connect(&self.shunned, until) {
                     Ok(connection) => self.connection = Some(connection),
                     Err(failure) => return Err(lost(kind, lost_at, failure)),
                 }
@@ -334,7 +264,9 @@ impl Client {
     /// # Errors
     /// `NoDvm` if no kernel answers.
     pub fn events(&self, since: Since, filter: Filter) -> Result<Events, Failure> {
-        Events::open(self.target.clone(), since, filter)
+        let mut events = Events::new(self.target.clone())?;
+        events.subscribe(since, filter)?;
+        Ok(events)
     }
 
     fn shun(&mut self) {

@@ -1,12 +1,12 @@
 //! What the documentation shows, run as it stands.
 //!
 //! These tests start real kernels by the programs that were built beside them: `cargo build --workspace --bins` and
-//! `cargo build -p dvm-plugin-counter` come first, as `cargo xtask test` does.
+//! `cargo build -p dvm-plugin-counter -p dvm-capi` come first, as `cargo xtask test` does.
 #![expect(clippy::print_stdout, reason = "an example of the book tells what it sees")]
 
 use dvm_plugin_api::place::RuntimeDir;
-use std::fs;
-use std::path::{Path, PathBuf};
+use dvm_tests::book::{block, marked, page};
+use std::path::PathBuf;
 use std::process::Command;
 use tempfile::TempDir;
 
@@ -39,22 +39,6 @@ fn greet(place: DvmPlace) -> Result<(), Failure> {
     Ok(())
 }
 // … to here.
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests is in the workspace").to_path_buf()
-}
-
-fn page(name: &str) -> String {
-    fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-}
-
-/// The first block of code in this language after a heading.
-fn block(text: &str, heading: &str, language: &str) -> String {
-    let from = text.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no heading `{heading}`"));
-    let fence = format!("\n```{language}\n");
-    let start = from + text[from..].find(&fence).expect("there is a block") + fence.len();
-    text[start..].split("\n```").next().expect("there is an end").to_owned()
-}
 
 /// Where cargo puts what it builds.
 fn built() -> PathBuf {
@@ -126,14 +110,9 @@ fn the_readme_names_the_projects_two_commands() {
 
 #[test]
 fn the_client_of_the_book_works() {
-    let mine = include_str!("docs.rs");
-    let mine = mine.split("from here …\n").nth(1).and_then(|rest| rest.split("\n// … to here").next());
     let shown = block(&page("docs/clients.md"), "## In Rust", "rust");
-    assert_eq!(
-        shown,
-        mine.expect("it is marked"),
-        "docs/clients.md shows another client than this test runs"
-    );
+    let mine = marked(include_str!("docs.rs"));
+    assert_eq!(shown, mine, "docs/clients.md shows another client than this test runs");
 
     let user = User::new();
     user.shell("dvm up --local 3 --name book");

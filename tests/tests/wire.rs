@@ -2,13 +2,12 @@
 
 use dvm_plugin_api::client::{Filter, Next};
 use dvm_plugin_api::local::{Answer, Operation, Request, Since};
-use dvm_tests::cluster::{Cluster, Ground, Outcome, built, lives};
+use dvm_tests::cluster::{Cluster, lives};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -199,19 +198,6 @@ impl Ticket {
     }
 }
 
-/// Starts a kernel that joins with a ticket as its launcher would.
-fn join(ground: &Ground, dvm: &str, member: &str, ticket: &str) -> Outcome {
-    let bootstrap = json!({
-        "dvm": dvm, "member": member, "role": {"join": {"ticket": ticket}}, "tags": {}, "runtime_dir": ground.runtime(),
-        "log_dir": ground.logs(), "listen": "127.0.0.1", "respawn": null,
-    });
-    let file = ground.home().join("bootstrap");
-    std::fs::write(&file, format!("{bootstrap}\n")).expect("written");
-    let mut kernel = ground.program(built("dvm-kernel"));
-    kernel.args(["--bootstrap", "-"]).stdin(Stdio::from(std::fs::File::open(&file).expect("there")));
-    ground.finish(kernel)
-}
-
 #[test]
 fn a_ticket_of_another_dvm_or_used_or_forged_lets_nobody_in() {
     let (cluster, other) = (Cluster::up(2, &[]), Cluster::up(1, &[]));
@@ -227,7 +213,7 @@ fn a_ticket_of_another_dvm_or_used_or_forged_lets_nobody_in() {
         ("dvm1.00".into(), "no ticket"),
         ("hello".into(), "no ticket"),
     ] {
-        let joined = join(&cluster, "dvm", "k7", &ticket);
+        let joined = cluster.join_with("dvm", "k7", &ticket);
         assert_eq!(joined.exit, 1, "{what}: {joined}");
         assert!(
             joined.stdout.contains("authenticate") || joined.stdout.contains("connect"),
@@ -236,9 +222,9 @@ fn a_ticket_of_another_dvm_or_used_or_forged_lets_nobody_in() {
     }
     unharmed(&cluster, 2, &epoch);
     // The good one works, and works once.
-    let _ = join(&cluster, "dvm", "k7", &good.text()).exits(0);
+    let _ = cluster.join_with("dvm", "k7", &good.text()).exits(0);
     cluster.settle(&["k0", "k1", "k7"]);
-    let again = join(&cluster, "dvm", "k8", &good.text());
+    let again = cluster.join_with("dvm", "k8", &good.text());
     assert!(again.exit == 1 && again.stdout.contains("used before"), "{again}");
     cluster.settle(&["k0", "k1", "k7"]);
 }

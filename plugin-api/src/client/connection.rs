@@ -1,11 +1,13 @@
 //! One connection to one kernel: frames with deadlines. A frame cut short by a deadline is kept for the next call.
 
-use super::Target;
+use super::{Target, wake};
 use crate::local::{
     Answer, FRAME_MAX, Failure, FailureCode, LOCAL_VERSION, Request, Stamp, ToClient, ToKernel, decode,
     write_frame,
 };
-use std::io::{self, Read};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -41,8 +43,8 @@ pub(super) struct With<'a> {
 }
 
 impl Connection {
-    /// Connects and says hello.
-    pub(super) fn open(target: &Target, member: &str, until: Instant) -> Result<Self, Refusal> {
+    /// Connects and says hello; [`greeted`](Self::greeted) tells what comes of it.
+    pub(super) fn begin(target: &Target, member: &str) -> Result<Self, Refusal> {
         let stream = target.place.dial(member).map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => Refusal::Silent,
             io::ErrorKind::PermissionDenied => Refusal::Failed(
@@ -53,20 +55,27 @@ impl Connection {
         })?;
         let mut connection = Self { stream, received: Vec::new(), last_id: 0, member: member.into() };
         let hello = Request::Hello { version: LOCAL_VERSION, client: target.client.clone() };
-        let silent_or_gone = |error: io::Error| {
-            if error.kind() == io::ErrorKind::TimedOut { Refusal::Silent } else { Refusal::Gone }
-        };
-        connection.send(&hello, With::default(), None, Some(until)).map_err(silent_or_gone)?;
-        match connection.receive(Some(until)).map_err(silent_or_gone)?.answer {
+        // An empty socket has room for it.
+        connection.send(&hello, With::default(), None, None).map_err(|_| Refusal::Gone)?;
+        Ok(connection)
+    }
+
+    /// Whether the kernel has answered hello; where `outside`, one that is no member will do.
+    pub(super) fn greeted(&mut self, outside: bool) -> Result<bool, Refusal> {
+        let Some(message) = self.try_receive().map_err(|_| Refusal::Gone)? else { return Ok(false) };
+        match message.answer {
             Ok(Answer::Hello { member, .. }) => {
-                connection.member = member;
-                Ok(connection)
+                self.member = member;
+                Ok(true)
             }
-            Ok(_) => Err(Refusal::Failed(
-                Failure::new(FailureCode::Failure, format!("what answers at {member}'s socket is no kernel"))
-                    .hint("are `dvm` and `dvm-kernel` of one version?"),
-            )),
-            Err(failure) if failure.code == FailureCode::NoDvm && target.outside => Ok(connection),
+            Ok(_) => {
+                let message = format!("what answers at {}'s socket is no kernel", self.member);
+                Err(Refusal::Failed(
+                    Failure::new(FailureCode::Failure, message)
+                        .hint("are `dvm` and `dvm-kernel` of one version?"),
+                ))
+            }
+            Err(failure) if failure.code == FailureCode::NoDvm && outside => Ok(true),
             Err(failure) if failure.code == FailureCode::NoDvm => Err(Refusal::Outside),
             Err(failure) => Err(Refusal::Failed(failure)),
         }
@@ -89,7 +98,7 @@ impl Connection {
             request: request.clone(),
         };
         self.stream.set_write_timeout(left(deadline)?)?;
-        write_frame(&mut self.stream, &message).map_err(timed_out)?;
+        write_frame(&mut Quiet(&self.stream), &message).map_err(timed_out)?;
         Ok(self.last_id)
     }
 
@@ -99,14 +108,48 @@ impl Connection {
             if let Some(message) = self.take()? {
                 return Ok(message);
             }
-            self.stream.set_read_timeout(left(deadline)?)?;
-            let mut chunk = [0; 16 << 10];
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => self.received.extend_from_slice(&chunk[..length]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(timed_out(error)),
+            left(deadline)?;
+            wake::wait(Some(self.fd()), deadline);
+            self.fill()?;
+        }
+    }
+
+    /// A message if one is here; `UnexpectedEof` when the kernel is gone.
+    pub(super) fn try_receive(&mut self) -> io::Result<Option<ToClient>> {
+        loop {
+            if let Some(message) = self.take()? {
+                return Ok(Some(message));
             }
+            if !self.fill()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Whether a whole message is here that was not taken: the descriptor does not tell of it any more.
+    pub(super) fn holds_message(&self) -> bool {
+        let length = self.received.split_first_chunk::<4>();
+        length.is_some_and(|(length, rest)| rest.len() >= u32::from_le_bytes(*length) as usize)
+    }
+
+    /// What has something to read when a message, or the kernel's end, may be there.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// Takes what has arrived; whether there was anything.
+    fn fill(&mut self) -> io::Result<bool> {
+        let mut chunk = [0; 16 << 10];
+        match recv(&self.stream, &mut chunk[..], RecvFlags::DONTWAIT).map_err(io::Error::from) {
+            Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok((length, _)) => {
+                self.received.extend_from_slice(&chunk[..length]);
+                Ok(true)
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -122,6 +165,19 @@ impl Connection {
         let message = decode(body).map_err(|error| wrong(error.to_string()))?;
         self.received.drain(..4 + length);
         Ok(Some(message))
+    }
+}
+
+/// Writes to a socket whose other end may be gone without SIGPIPE, which would end a program that does not ignore it.
+struct Quiet<'a>(&'a UnixStream);
+
+impl io::Write for Quiet<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self.0, bytes, SendFlags::NOSIGNAL)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

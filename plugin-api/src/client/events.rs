@@ -1,19 +1,25 @@
 //! A stream of events that outlives the kernel it comes from.
 //!
 //! It goes on at another kernel of the DVM on this host, right after the last event. Where there is none it tells
-//! `detached` once and tries again for as long as its caller asks for events. No event is told twice, none is missed:
+//! `detached` once and tries again whenever its caller asks for events. No event is told twice, none is missed:
 //! what no kernel keeps any more is told as `overflow` by the kernel.
 
 use super::connection::{Connection, With};
+use super::search::{Search, Step};
+use super::time::rfc3339;
+use super::wake::{self, Alarm, Wake};
 use super::{GRACE, Target};
-use crate::local::{Answer, EventDoc, Failure, FailureCode, Request, Since};
+use crate::local::{Answer, EventDoc, Failure, FailureCode, Request, Since, ToClient};
 use serde_json::Map;
 use std::io;
-use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant, SystemTime};
 
-/// Pause between two tries to find a kernel again.
+/// Pause before a kernel is looked for again; it grows.
 const RETRY: Duration = Duration::from_millis(50);
+
+/// The longest it grows to.
+const RETRY_MAX: Duration = Duration::from_millis(500);
 
 /// Which events.
 #[derive(Clone, Debug, Default)]
@@ -46,35 +52,106 @@ pub enum End {
     Kept,
 }
 
-/// A subscription.
+/// A subscription. Its descriptor is readable when an event is there or may be, so that it can be one more in a loop; it
+/// stays the same whichever kernel tells the events, and while none does.
 #[derive(Debug)]
 pub struct Events {
     target: Target,
     filter: Filter,
     /// Where to begin again: after the last event told.
     since: Since,
-    /// The connection and the number of its subscription.
-    attached: Option<(Connection, u64)>,
+    link: Link,
+    wake: Wake,
+    /// Connections that came to nothing: open until `wake` no longer watches them.
+    gone: Vec<Connection>,
     /// The last event with an index, of which a repeat after a reattachment is dropped.
     last: Option<EventDoc>,
-    /// `detached` was told, and no kernel found since.
-    detached: bool,
+    /// Searches in vain since a kernel was last there; after the first `detached` was told.
+    vain: u32,
     /// `halting` was told: a lost kernel means the end now.
     halting: bool,
+    /// How it ended; what comes next for ever.
+    over: Option<Result<End, Failure>>,
+}
+
+/// Who is talked to.
+#[derive(Debug)]
+enum Link {
+    /// Nobody until then.
+    Apart { again: Instant },
+    /// Whoever is found.
+    Search(Box<Search>),
+    /// A kernel that is asked how far the history is: from there on the place is known, whichever kernel tells the rest.
+    Placing { connection: Connection, id: u64, until: Instant },
+    /// A kernel that tells the events, and the number of the subscription there.
+    Attached { connection: Connection, id: u64 },
+}
+
+impl Link {
+    /// What it goes on after: something to read, or a moment.
+    fn waits_for(&self) -> (Option<BorrowedFd<'_>>, Option<Instant>) {
+        match self {
+            Self::Apart { again } => (None, Some(*again)),
+            Self::Search(search) => (search.fd(), Some(search.until())),
+            Self::Placing { connection, until, .. } => (Some(connection.fd()), Some(*until)),
+            Self::Attached { connection, .. } => (Some(connection.fd()), None),
+        }
+    }
 }
 
 impl Events {
-    pub(super) fn open(target: Target, since: Since, filter: Filter) -> Result<Self, Failure> {
-        let mut events =
-            Self { target, filter, since, attached: None, last: None, detached: false, halting: false };
-        events.attach()?;
-        Ok(events)
+    /// One without a subscription yet: its descriptor is there, and nothing is told before [`subscribe`](Self::subscribe).
+    ///
+    /// # Errors
+    /// `Failure` when the operating system has no descriptors left.
+    pub fn new(target: Target) -> Result<Self, Failure> {
+        let none = Failure::new(FailureCode::Usage, "nothing is subscribed").hint("subscribe first");
+        Ok(Self {
+            target,
+            filter: Filter::default(),
+            since: Since::Now,
+            link: Link::Apart { again: Instant::now() },
+            wake: Wake::new().map_err(no_descriptor)?,
+            gone: Vec::new(),
+            last: None,
+            vain: 0,
+            halting: false,
+            over: Some(Err(none)),
+        })
+    }
+
+    /// Subscribes, in place of what was subscribed before, and waits until a kernel has taken it.
+    ///
+    /// # Errors
+    /// `NoDvm` if no kernel answers; what was subscribed before has ended then.
+    pub fn subscribe(&mut self, since: Since, filter: Filter) -> Result<(), Failure> {
+        (self.since, self.filter, self.last) = (since, filter, None);
+        (self.vain, self.halting, self.over) = (0, false, None);
+        self.search();
+        let subscribed = loop {
+            match self.attach() {
+                Ok(true) => break Ok(()),
+                Ok(false) => {
+                    let (fd, until) = self.link.waits_for();
+                    wake::wait(fd, until);
+                }
+                Err(failure) => break Err(failure),
+            }
+        };
+        if let Err(failure) = &subscribed {
+            self.end(Err(failure.clone()));
+        }
+        self.rearm()?;
+        subscribed
     }
 
     /// The member whose kernel tells them; none while detached.
     #[must_use]
     pub fn through(&self) -> Option<&str> {
-        self.attached.as_ref().map(|(connection, _)| connection.member.as_str())
+        match &self.link {
+            Link::Attached { connection, .. } => Some(&connection.member),
+            _ => None,
+        }
     }
 
     /// Where another subscription would have to begin to go on from here.
@@ -86,98 +163,197 @@ impl Events {
     /// The next event; with a limit of time, [`Next::Quiet`] when it is up.
     ///
     /// # Errors
-    /// What the kernel refuses the subscription with. A lost kernel is no error.
+    /// What the kernel refuses the subscription with; it has ended then. A lost kernel is no error.
     pub fn next(&mut self, timeout: Option<Duration>) -> Result<Next, Failure> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         loop {
-            let Some((connection, id)) = &mut self.attached else {
-                match self.attach() {
-                    Ok(()) => continue,
-                    Err(failure) if failure.code != FailureCode::NoDvm => return Err(failure),
-                    Err(_) if self.halting => return Ok(Next::End(End::Halt)),
-                    Err(_) if !self.detached => {
-                        self.detached = true;
+            let next = self.try_next()?;
+            if next != Next::Quiet || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(next);
+            }
+            wake::wait(Some(self.wake.as_fd()), deadline);
+        }
+    }
+
+    /// The next event if one is here, else [`Next::Quiet`]; never waits. After it, the descriptor is readable when it is
+    /// worth to ask again.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub fn try_next(&mut self) -> Result<Next, Failure> {
+        if self.over.is_none() {
+            match self.step() {
+                Ok(Next::End(end)) => self.end(Ok(end)),
+                Ok(next) => {
+                    self.rearm()?;
+                    return Ok(next);
+                }
+                Err(failure) => self.end(Err(failure)),
+            }
+            self.rearm()?;
+        }
+        self.over.clone().expect("ended above, or before").map(Next::End)
+    }
+
+    /// Goes on as far as it can without waiting.
+    fn step(&mut self) -> Result<Next, Failure> {
+        loop {
+            match self.attach() {
+                Ok(true) => {}
+                Ok(false) => return Ok(Next::Quiet),
+                Err(failure) if failure.code != FailureCode::NoDvm => return Err(failure),
+                Err(_) if self.halting => return Ok(Next::End(End::Halt)),
+                Err(_) => {
+                    self.link = Link::Apart { again: Instant::now() + pause(self.vain) };
+                    self.vain += 1;
+                    if self.vain == 1 {
                         return Ok(Next::Event(Box::new(self.detached_event())));
                     }
-                    Err(_) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-                        return Ok(Next::Quiet);
-                    }
-                    Err(_) => {
-                        sleep(RETRY);
-                        continue;
-                    }
+                    return Ok(Next::Quiet);
                 }
-            };
-            let id = *id;
-            match connection.receive(deadline) {
-                Ok(message) if message.id != id => {}
-                Ok(message) => match message.answer {
+            }
+            if let Some(next) = self.receive()? {
+                return Ok(next);
+            }
+        }
+    }
+
+    /// What the kernel attached to has told; nothing when it was lost meanwhile.
+    fn receive(&mut self) -> Result<Option<Next>, Failure> {
+        let Link::Attached { connection, id } = &mut self.link else { return Ok(None) };
+        let id = *id;
+        loop {
+            match connection.try_receive() {
+                Ok(None) => return Ok(Some(Next::Quiet)),
+                Ok(Some(message)) if message.id != id => {}
+                Ok(Some(message)) => match message.answer {
                     Ok(Answer::Event(event)) => {
-                        if self.note(&event) {
-                            return Ok(Next::Event(event));
+                        if note(&mut self.since, &mut self.last, &event) {
+                            self.halting |= event.kind == "halting";
+                            return Ok(Some(Next::Event(event)));
                         }
                     }
-                    Ok(Answer::End { why }) if why == "halt" => return Ok(Next::End(End::Halt)),
-                    Ok(Answer::End { why }) if why == "kept" => return Ok(Next::End(End::Kept)),
+                    Ok(Answer::End { why }) if why == "halt" => return Ok(Some(Next::End(End::Halt))),
+                    Ok(Answer::End { why }) if why == "kept" => return Ok(Some(Next::End(End::Kept))),
                     Err(failure) if failure.code != FailureCode::NoDvm => return Err(failure),
-                    _ => self.attached = None,
+                    _ => break,
                 },
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(Next::Quiet),
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    return Err(Failure::new(FailureCode::Failure, "an event of the kernel makes no sense")
-                        .cause(error.to_string()));
-                }
-                Err(_) => self.attached = None,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(nonsense(&error)),
+                Err(_) => break,
             }
         }
+        self.search();
+        Ok(None)
     }
 
-    /// Connects and subscribes where the last subscription stopped.
-    fn attach(&mut self) -> Result<(), Failure> {
-        let mut connection = self.target.connect(&[])?;
-        let deadline = Some(Instant::now() + self.target.reach + GRACE);
-        let gone = |error: io::Error| {
-            Failure::new(FailureCode::NoDvm, "the kernel was lost while subscribing").cause(error.to_string())
-        };
-        if self.filter.follow && self.since == Since::Now {
-            // From here on the place is known, whichever kernel tells what follows.
-            let id = connection.send(&Request::Status, With::default(), None, deadline).map_err(gone)?;
-            loop {
-                let message = connection.receive(deadline).map_err(gone)?;
-                match message.answer? {
-                    Answer::Status(status) if message.id == id => {
+    /// Goes on until a kernel has been asked for the events, as far as that is possible without waiting; whether it is.
+    fn attach(&mut self) -> Result<bool, Failure> {
+        loop {
+            let now = Instant::now();
+            let connection = match &mut self.link {
+                Link::Attached { .. } => return Ok(true),
+                Link::Apart { again } if now < *again => return Ok(false),
+                Link::Apart { .. } => {
+                    self.search();
+                    continue;
+                }
+                Link::Search(search) => match search.step(&self.target, &mut self.gone)? {
+                    Step::Wait(_) => return Ok(false),
+                    Step::Found(connection) => connection,
+                },
+                Link::Placing { connection, id, until } => match connection.try_receive() {
+                    Ok(None) if now < *until => return Ok(false),
+                    Ok(Some(message)) if message.id != *id => continue,
+                    Ok(Some(ToClient { answer: Ok(Answer::Status(status)), .. })) => {
                         self.since = Since::Index(status.index);
-                        break;
+                        let Link::Placing { connection, .. } = self.replace_link(now) else {
+                            unreachable!("it was placed above")
+                        };
+                        connection
                     }
-                    _ => {}
-                }
-            }
+                    Ok(Some(ToClient { answer: Err(failure), .. })) if failure.code != FailureCode::NoDvm => {
+                        return Err(failure);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(nonsense(&error)),
+                    _ => {
+                        self.search();
+                        continue;
+                    }
+                },
+            };
+            self.ask(connection, now);
         }
-        let request = Request::Subscribe {
-            since: self.since.clone(),
-            kinds: self.filter.kinds.clone(),
-            follow: self.filter.follow,
-            key_prefix: self.filter.key_prefix.clone(),
-        };
-        let id = connection.send(&request, With::default(), None, deadline).map_err(gone)?;
-        self.attached = Some((connection, id));
-        self.detached = false;
-        Ok(())
     }
 
-    /// Remembers an event's place; whether it is new.
-    fn note(&mut self, event: &EventDoc) -> bool {
-        self.halting |= event.kind == "halting";
-        let Some(index) = event.index else { return true };
-        if let Some(last) = &self.last
-            && last.lineage == event.lineage
-            && last.index >= Some(index)
-        {
-            return false;
+    /// Asks a kernel that was found for the events, or first for their place.
+    fn ask(&mut self, mut connection: Connection, now: Instant) {
+        let until = now + self.target.reach + GRACE;
+        let placing = self.filter.follow && self.since == Since::Now;
+        let request = if placing {
+            Request::Status
+        } else {
+            Request::Subscribe {
+                since: self.since.clone(),
+                kinds: self.filter.kinds.clone(),
+                follow: self.filter.follow,
+                key_prefix: self.filter.key_prefix.clone(),
+            }
+        };
+        match connection.send(&request, With::default(), None, Some(until)) {
+            Ok(id) if placing => self.link = Link::Placing { connection, id, until },
+            Ok(id) => {
+                self.link = Link::Attached { connection, id };
+                self.vain = 0;
+            }
+            Err(_) => {
+                self.gone.push(connection);
+                self.search();
+            }
         }
-        self.since = Since::Cursor(event.cursor.clone());
-        self.last = Some(event.clone());
-        true
+    }
+
+    /// Begins to look for a kernel.
+    fn search(&mut self) {
+        let now = Instant::now();
+        let search = Search::new(&[], now + self.target.reach);
+        self.leave(now);
+        self.link = Link::Search(Box::new(search));
+    }
+
+    fn end(&mut self, how: Result<End, Failure>) {
+        self.leave(Instant::now());
+        self.over = Some(how);
+    }
+
+    /// Talks to nobody any more.
+    fn leave(&mut self, now: Instant) {
+        let connection = match self.replace_link(now) {
+            Link::Attached { connection, .. } | Link::Placing { connection, .. } => Some(connection),
+            Link::Search(search) => search.into_connection(),
+            Link::Apart { .. } => None,
+        };
+        self.gone.extend(connection);
+    }
+
+    fn replace_link(&mut self, now: Instant) -> Link {
+        std::mem::replace(&mut self.link, Link::Apart { again: now })
+    }
+
+    /// Makes the descriptor tell when it is worth to ask again, and closes what it need not watch any more.
+    fn rearm(&mut self) -> Result<(), Failure> {
+        let (fd, alarm) = match &self.link {
+            _ if self.over.is_some() => (None, Alarm::Never),
+            Link::Attached { connection, .. } if connection.holds_message() => {
+                (Some(connection.fd()), Alarm::Now)
+            }
+            _ => {
+                let (fd, until) = self.link.waits_for();
+                (fd, until.map_or(Alarm::Never, Alarm::At))
+            }
+        };
+        self.wake.watch(fd, alarm).map_err(no_descriptor)?;
+        self.gone.clear();
+        Ok(())
     }
 
     fn detached_event(&self) -> EventDoc {
@@ -198,33 +374,35 @@ impl Events {
     }
 }
 
-/// A time as RFC 3339 in UTC, to the millisecond. Days to dates as in Howard Hinnant's `civil_from_days`.
-fn rfc3339(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = since.as_secs();
-    let days = seconds / 86_400 + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", since.subsec_millis())
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times() {
-        let at = |seconds, millis| {
-            rfc3339(UNIX_EPOCH + Duration::from_secs(seconds) + Duration::from_millis(millis))
-        };
-        assert_eq!(at(0, 0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(at(951_782_400, 5), "2000-02-29T00:00:00.005Z");
-        assert_eq!(at(1_767_323_045, 678), "2026-01-02T03:04:05.678Z");
+/// Remembers an event's place; whether it is new.
+fn note(since: &mut Since, last: &mut Option<EventDoc>, event: &EventDoc) -> bool {
+    let Some(index) = event.index else { return true };
+    if let Some(last) = last
+        && last.lineage == event.lineage
+        && last.index >= Some(index)
+    {
+        return false;
     }
+    *since = Since::Cursor(event.cursor.clone());
+    *last = Some(event.clone());
+    true
+}
+
+/// How long nobody is looked for after so many searches in vain.
+fn pause(vain: u32) -> Duration {
+    RETRY.saturating_mul(1 << vain.min(8)).min(RETRY_MAX)
+}
+
+fn no_descriptor(error: io::Error) -> Failure {
+    Failure::new(FailureCode::Failure, "no descriptor for a subscription").cause(error.to_string())
+}
+
+fn nonsense(error: &io::Error) -> Failure {
+    Failure::new(FailureCode::Failure, "an event of the kernel makes no sense").cause(error.to_string())
 }

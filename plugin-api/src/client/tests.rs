@@ -48,6 +48,20 @@ fn serve(listener: &UnixListener, member: &str, acts: Vec<Act>, tell: &Sender<To
     }
 }
 
+/// A kernel `k0` that says hello and no more, for as long as what is returned lives.
+fn polite(place: &DvmPlace) -> Sender<()> {
+    let (tell, held) = channel::<()>();
+    let listener = UnixListener::bind(place.socket("k0").expect("short")).expect("bound");
+    thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("accepted");
+        let hello: ToKernel = read_frame(&mut stream).expect("read").expect("hello");
+        let welcome = Answer::Hello { version: 1, member: "k0".into(), dvm: "one".into() };
+        write_frame(&mut stream, &ToClient { id: hello.id, answer: Ok(welcome) }).expect("written");
+        let _ = held.recv();
+    });
+    tell
+}
+
 fn event(index: u64) -> EventDoc {
     EventDoc {
         schema: 1,
@@ -73,6 +87,12 @@ fn place() -> (tempfile::TempDir, DvmPlace) {
 
 fn done() -> Act {
     Act::Answer(Ok(Answer::Done { receipt: None, held: None, version: None }))
+}
+
+fn subscribe(target: Target, since: Since, filter: Filter) -> Events {
+    let mut events = Events::new(target).expect("descriptors");
+    events.subscribe(since, filter).expect("subscribed");
+    events
 }
 
 fn indices(events: &mut Events, count: usize) -> Vec<u64> {
@@ -176,15 +196,7 @@ fn a_silent_kernel_is_passed_over() {
 #[test]
 fn time_is_up() {
     let (_base, place) = place();
-    let (_tell, held) = channel::<()>();
-    let listener = UnixListener::bind(place.socket("k0").expect("short")).expect("bound");
-    thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("accepted");
-        let hello: ToKernel = read_frame(&mut stream).expect("read").expect("hello");
-        let welcome = Answer::Hello { version: 1, member: "k0".into(), dvm: "one".into() };
-        write_frame(&mut stream, &ToClient { id: hello.id, answer: Ok(welcome) }).expect("written");
-        let _ = held.recv();
-    });
+    let _k0 = polite(&place);
     let mut client = Client::connect(Target::new(place, "test")).expect("connected");
     let failure = client.request(Request::Status, None, Some(Duration::from_millis(1))).expect_err("late");
     assert_eq!(failure.code, FailureCode::Unknown);
@@ -197,7 +209,7 @@ fn events_go_on_at_another_kernel_after_the_last_one_told() {
     let k1 = kernel(&place, "k1", vec![Act::Events(vec![5, 6])]);
     let target = Target::new(place, "test");
     let filter = Filter { follow: true, ..Filter::default() };
-    let mut events = Events::open(target, Since::Index(3), filter).expect("subscribed");
+    let mut events = subscribe(target, Since::Index(3), filter);
     assert_eq!(indices(&mut events, 3), [4, 5, 6]);
     match k1.heard.recv().expect("heard").request {
         Request::Subscribe { since, .. } => assert_eq!(since, Since::Cursor("c5".into())),
@@ -210,7 +222,7 @@ fn without_a_kernel_a_stream_is_detached_once_and_then_quiet() {
     let (_base, place) = place();
     let _k0 = kernel(&place, "k0", vec![Act::Events(vec![4])]);
     let filter = Filter { follow: true, ..Filter::default() };
-    let mut events = Events::open(Target::new(place, "test"), Since::All, filter).expect("subscribed");
+    let mut events = subscribe(Target::new(place, "test"), Since::All, filter);
     assert_eq!(indices(&mut events, 1), [4]);
     match events.next(None).expect("no error") {
         Next::Event(event) => assert_eq!((event.kind.as_str(), event.index), ("detached", None)),
@@ -218,3 +230,99 @@ fn without_a_kernel_a_stream_is_detached_once_and_then_quiet() {
     }
     assert_eq!(events.next(Some(Duration::from_millis(1))), Ok(Next::Quiet));
 }
+
+/// Whether the descriptor says within a second that it is worth to ask.
+fn rings(events: &Events) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::new(events, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).expect("polled") == 1
+}
+
+/// What a loop is told that asks once each time its descriptor is readable: kinds, or indices.
+fn told(events: &mut Events, count: usize) -> Vec<String> {
+    let mut told = Vec::new();
+    for _ in 0..1000 {
+        if told.len() == count || !rings(events) {
+            break;
+        }
+        match events.try_next().expect("no error") {
+            Next::Event(event) => told.push(event.index.map_or(event.kind, |index| index.to_string())),
+            Next::Quiet => {}
+            Next::End(end) => panic!("{end:?}"),
+        }
+    }
+    told
+}
+
+#[test]
+fn a_loop_is_woken_for_each_event_and_across_kernels_by_one_descriptor() {
+    let (_base, place) = place();
+    let filter = Filter { follow: true, ..Filter::default() };
+    let _k0 = kernel(&place, "k0", vec![Act::Events(vec![4, 5, 6])]);
+    let mut events = subscribe(Target::new(place.clone(), "test"), Since::All, filter);
+    // Three that came at once, one each time; then nobody is there.
+    assert_eq!(told(&mut events, 4), ["4", "5", "6", "detached"]);
+    assert_eq!(events.through(), None);
+    place.sweep().expect("swept");
+    let _k1 = kernel(&place, "k1", vec![Act::Events(vec![6, 7])]);
+    assert_eq!(told(&mut events, 1), ["7"]);
+}
+
+#[test]
+fn a_quiet_stream_wakes_nobody() {
+    let (_base, place) = place();
+    let _k0 = polite(&place);
+    let filter = Filter { follow: true, ..Filter::default() };
+    let mut events = subscribe(Target::new(place, "test"), Since::All, filter);
+    assert_eq!(events.try_next(), Ok(Next::Quiet));
+    assert!(!rings(&events));
+}
+
+#[test]
+fn a_subscription_that_ended_says_so_again_and_can_be_made_anew() {
+    let (_base, place) = place();
+    let refused = Failure::new(FailureCode::Usage, "no cursor");
+    let _k0 = kernel(&place, "k0", vec![Act::Answer(Err(refused.clone()))]);
+    let filter = Filter { follow: true, ..Filter::default() };
+    let mut events = subscribe(Target::new(place.clone(), "test"), Since::All, filter.clone());
+    for _ in 0..2 {
+        assert_eq!(events.next(Some(Duration::from_secs(5))), Err(refused.clone()));
+    }
+    assert!(!rings(&events), "a loop that looks at nothing else sleeps");
+    place.sweep().expect("swept");
+    let _k1 = kernel(&place, "k1", vec![Act::Events(vec![7])]);
+    events.subscribe(Since::Index(6), filter).expect("subscribed");
+    assert_eq!(indices(&mut events, 1), [7]);
+}
+
+/// The kernel that told dies, the next one accepts and says nothing, the one after it tells the rest.
+#[test]
+fn a_loop_is_not_held_up_by_a_silent_kernel() {
+    let (_base, place) = place();
+    let _k0 = kernel(&place, "k0", vec![Act::Events(vec![4])]);
+    let filter = Filter { follow: true, ..Filter::default() };
+    let mut events = subscribe(Target::new(place.clone(), "test"), Since::All, filter);
+    assert_eq!(indices(&mut events, 1), [4]);
+    let _mute = UnixListener::bind(place.socket("k1").expect("short")).expect("bound");
+    let _k2 = kernel(&place, "k2", vec![Act::Events(vec![5])]);
+    let begin = Instant::now();
+    let mut asked = 0;
+    while begin.elapsed() < HELLO {
+        let before = Instant::now();
+        match events.try_next().expect("no error") {
+            Next::Event(event) => {
+                assert_eq!(event.index, Some(5));
+                assert!(asked > 1, "it was looked at while nobody had answered");
+                return;
+            }
+            other => assert_eq!(other, Next::Quiet),
+        }
+        assert!(before.elapsed() < Duration::from_millis(200), "{:?}", before.elapsed());
+        asked += 1;
+        assert!(rings(&events), "it is woken when the silent one is given up");
+    }
+    panic!("k2 was not found");
+}
+
+/// Longer than a silent kernel is waited for.
+const HELLO: Duration = Duration::from_secs(5);

@@ -188,6 +188,20 @@ pub enum Since {
     Cursor(String),
 }
 
+impl std::str::FromStr for Since {
+    type Err = String;
+
+    /// From an index, a cursor, `now` or `all`. What a cursor looks like only kernels know.
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "" => return Err("expected an index, a cursor, `now` or `all`".into()),
+            "now" => Self::Now,
+            "all" => Self::All,
+            text => text.parse().map_or_else(|_| Self::Cursor(text.into()), Self::Index),
+        })
+    }
+}
+
 /// A condition on one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -530,5 +544,23 @@ mod serde_bytes_vec {
             }
         }
         deserializer.deserialize_bytes(Bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_to_begin() {
+        for (text, since) in [
+            ("45", Since::Index(45)),
+            ("now", Since::Now),
+            ("all", Since::All),
+            ("7.k1.2-45", Since::Cursor("7.k1.2-45".into())),
+        ] {
+            assert_eq!(text.parse(), Ok(since), "{text}");
+        }
+        assert!("".parse::<Since>().is_err());
     }
 }

@@ -4,13 +4,17 @@
 //! for a condition: [`wait_for`] looks until it holds or [`PATIENCE`] is up. A test that fails prints its kernels' logs;
 //! one that ends while a process of its ground lives fails.
 
+mod follower;
 mod ground;
 mod outcome;
+mod outside;
 mod processes;
 mod writer;
 
+pub use follower::Follower;
 pub use ground::{Cluster, Ground};
 pub use outcome::Outcome;
+pub use outside::has;
 pub use processes::{Process, lives, signal};
 pub use writer::{Writer, key_changes};
 
@@ -48,7 +52,7 @@ pub fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a running test has an executable");
     let directory = test.parent().and_then(|deps| deps.parent()).expect("tests are in target/PROFILE/deps");
     let path = directory.join(name);
-    let hint = "cargo build --workspace --bins && cargo build -p dvm-plugin-counter";
+    let hint = "cargo build --workspace --bins && cargo build -p dvm-plugin-counter -p dvm-capi";
     assert!(path.is_file(), "{} is missing; run: {hint}", path.display());
     path
 }

@@ -99,7 +99,7 @@ fn signal(context: &Context, who: &Who, signal: Signal, done: &str) -> exit::Res
         Ok((place, status)) => in_view(&place, &status, who)?,
         // All may be paused, and resuming does no harm: names are enough then.
         Err(failure) if signal == Signal::CONT && failure.code == FailureCode::NoDvm => {
-            let chosen = by_name(&context.place()?.0, None, who)?;
+            let chosen = by_name(&context.place()?, None, who)?;
             if chosen.is_empty() {
                 return Err(failure);
             }

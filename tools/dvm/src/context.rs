@@ -1,12 +1,12 @@
 //! What every command starts from: which DVM is meant, how to reach it, how long to wait.
 
 use crate::cli::Global;
-use crate::exit::{not_available, usage};
+use crate::exit::usage;
 use crate::output::Output;
 use crate::selector;
 use dvm_plugin_api::client::{Client, Events, Filter, REACH, Target};
 use dvm_plugin_api::local::{Answer, Failure, FailureCode, Request, Since, Status};
-use dvm_plugin_api::place::{DvmPlace, RuntimeDir};
+use dvm_plugin_api::place::DvmPlace;
 use std::time::Duration;
 
 /// How long an ordered request may take beyond what its execution may.
@@ -26,49 +26,16 @@ impl Context {
         Self { global, out }
     }
 
-    /// The DVM that is meant, and the member whose socket was named.
-    pub(crate) fn place(&self) -> Result<(DvmPlace, Option<String>), Failure> {
-        if let Some(uri) = &self.global.dvm {
-            if uri.starts_with("ssh://") {
-                return Err(not_available("reaching a DVM through ssh"));
-            }
-            if let Some(path) = uri.strip_prefix("unix:") {
-                return Ok(DvmPlace::at(path.as_ref())?);
-            }
-            // A runtime directory that does not exist holds no DVM, and is not created by asking for one.
-            return match RuntimeDir::open()? {
-                Some(runtime) => Ok(DvmPlace::from_uri(uri, &runtime)?),
-                None => {
-                    let path = RuntimeDir::default_path().join(uri);
-                    dvm_plugin_api::place::check_name(uri)?;
-                    Ok(DvmPlace::at(&path)?)
-                }
-            };
-        }
-        let none = || {
-            Failure::new(FailureCode::NoDvm, "you have no DVM on this host")
-                .cause(format!("none lives in {}", RuntimeDir::default_path().display()))
-                .hint("start one with `dvm up`, or name another with --dvm")
-        };
-        let runtime = RuntimeDir::open()?.ok_or_else(none)?;
-        let mut live: Vec<_> = runtime.dvms()?.into_iter().filter(DvmPlace::is_live).collect();
-        match live.len() {
-            0 => Err(none()),
-            1 => Ok((live.remove(0), None)),
-            _ => {
-                let names: Vec<_> = live.iter().map(DvmPlace::name).collect();
-                Err(usage("you have several DVMs on this host")
-                    .cause(names.join(", "))
-                    .hint(format!("name one: --dvm {}, or export DVM_URI", names[0])))
-            }
-        }
-    }
-
     /// Whom to talk to, `--member` aside.
     pub(crate) fn target(&self) -> Result<Target, Failure> {
-        let (place, prefer) = self.place()?;
+        let target = Target::find(self.global.dvm.as_deref(), "dvm")?;
         let reach = self.global.timeout.map_or(REACH, |timeout| timeout.min(REACH));
-        Ok(Target { prefer, reach, ..Target::new(place, "dvm") })
+        Ok(Target { reach, ..target })
+    }
+
+    /// The directory of the DVM that is meant.
+    pub(crate) fn place(&self) -> Result<DvmPlace, Failure> {
+        Ok(self.target()?.place)
     }
 
     /// A session through any kernel, or through `--member`.

@@ -2,11 +2,11 @@
 
 use crate::context::Context;
 use crate::exit;
-use crate::parse;
 use crate::table::{pairs, plain};
 use clap::Args;
-use dvm_plugin_api::client::{End, Filter, Next};
+use dvm_plugin_api::client::{End, Filter, KINDS, Next};
 use dvm_plugin_api::local::{EventDoc, Since};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// How long a kernel of a lost DVM is waited for.
@@ -18,47 +18,20 @@ pub(crate) struct EventsArgs {
     #[arg(short, long)]
     follow: bool,
     /// Begin here: an index, a cursor, now or all
-    #[arg(long, value_name = "INDEX|CURSOR|now|all", value_parser = parse::since)]
+    #[arg(long, value_name = "INDEX|CURSOR|now|all", value_parser = Since::from_str)]
     since: Option<Since>,
     /// Only kinds that begin so; repeat
     #[arg(long = "kind", value_name = "PREFIX", value_parser = kind)]
     kinds: Vec<String>,
 }
 
-/// All kinds: a prefix that begins none of them is a slip, and would be waited for in vain.
-const KINDS: [&str; 25] = [
-    "member-joined",
-    "member-left",
-    "member-failed",
-    "member-changed",
-    "member-suspected",
-    "plugin-loaded",
-    "plugin-unloaded",
-    "plugin-configured",
-    "plugin-upgraded",
-    "plugin-rejected",
-    "plugin-changed",
-    "instance-started",
-    "instance-failed",
-    "instance-restarted",
-    "instance-promoted",
-    "instance-demoted",
-    "config-changed",
-    "key-changed",
-    "quorum-lost",
-    "quorum-regained",
-    "label-changed",
-    "partition-lost",
-    "halting",
-    "overflow",
-    "detached",
-];
-
+/// A prefix that begins no kind is a slip, and would be waited for in vain.
 fn kind(prefix: &str) -> Result<String, String> {
-    if KINDS.iter().any(|kind| kind.starts_with(prefix)) {
+    if KINDS.iter().any(|(kind, _)| kind.starts_with(prefix)) {
         return Ok(prefix.into());
     }
-    Err(format!("no kind of event begins so; there are {}", KINDS.join(", ")))
+    let kinds: Vec<_> = KINDS.iter().map(|(kind, _)| *kind).collect();
+    Err(format!("no kind of event begins so; there are {}", kinds.join(", ")))
 }
 
 pub(crate) fn events(context: &Context, args: EventsArgs) -> exit::Result {

@@ -52,7 +52,7 @@ pub(crate) fn remove(context: &Context, args: &RemoveArgs) -> exit::Result {
 }
 
 pub(crate) fn halt(context: &Context, args: &HaltArgs) -> exit::Result {
-    let (place, _) = context.place()?;
+    let place = context.place()?;
     let running = kernels(&place);
     if running.is_empty() && !place.is_live() {
         return Err(Failure::new(

@@ -149,7 +149,7 @@ pub(crate) fn directory(context: &Context) -> Result<PathBuf, Failure> {
 
 /// The directory of the logs, which a live kernel knows, else it is the user's; and what that kernel tells.
 fn look(context: &Context) -> Result<(PathBuf, Option<Status>), Failure> {
-    let (place, _) = match context.place() {
+    let place = match context.place() {
         Ok(found) => found,
         // The only DVM on this host may be dead.
         Err(failure) if failure.code == FailureCode::NoDvm && context.global.dvm.is_none() => {

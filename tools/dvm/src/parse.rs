@@ -1,6 +1,6 @@
 //! Forms of values that several commands take.
 
-use dvm_plugin_api::local::{Every, Since};
+use dvm_plugin_api::local::Every;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -48,16 +48,6 @@ pub(crate) fn window(text: &str) -> Result<(u32, u64), String> {
     let (times, window) = text.split_once('/').ok_or_else(expected)?;
     let window = duration(window)?;
     Ok((times.parse().map_err(|_| expected())?, u64::try_from(window.as_millis()).map_err(|_| expected())?))
-}
-
-/// Where to begin: an index, a cursor, `now` or `all`.
-pub(crate) fn since(text: &str) -> Result<Since, String> {
-    Ok(match text {
-        "" => return Err("expected an index, a cursor, `now` or `all`".into()),
-        "now" => Since::Now,
-        "all" => Since::All,
-        text => text.parse().map_or_else(|_| Since::Cursor(text.into()), Since::Index),
-    })
 }
 
 /// `all`, `majority`, `at-least:K` or `any`.
@@ -112,12 +102,9 @@ mod tests {
     }
 
     #[test]
-    fn windows_and_places() {
+    fn windows_and_rules() {
         assert_eq!(window("3/60s"), Ok((3, 60_000)));
         assert!(window("3").is_err());
-        assert_eq!(since("45"), Ok(Since::Index(45)));
-        assert_eq!(since("now"), Ok(Since::Now));
-        assert_eq!(since("7.k1.2-45"), Ok(Since::Cursor("7.k1.2-45".into())));
         assert!(require("at-least:0").is_err());
         assert_eq!(require("at-least:2"), Ok("at-least:2".into()));
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StateCommand {
@@ -45,7 +46,7 @@ pub(crate) enum StateCommand {
         /// What they begin with
         prefix: String,
         /// Begin here: an index, a cursor, now or all
-        #[arg(long, value_name = "C", default_value = "now", value_parser = parse::since)]
+        #[arg(long, value_name = "C", default_value = "now", value_parser = Since::from_str)]
         since: Since,
     },
     /// Conditions, and what to do if they hold, or else, from a file (`-`: standard input)

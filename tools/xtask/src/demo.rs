@@ -8,7 +8,7 @@ use std::process::Command;
 pub(crate) const PACKAGES: [&str; 3] = ["dvm", "dvm-kernel", "dvm-plugin-counter"];
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    build()?;
+    build(&PACKAGES)?;
     let dvm = built("release").join("dvm");
     let line =
         ["dvm", "demo"].into_iter().chain(args.iter().map(String::as_str)).collect::<Vec<_>>().join(" ");
@@ -24,8 +24,8 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 }
 
 /// Builds for release.
-pub(crate) fn build() -> Result<()> {
+pub(crate) fn build(packages: &[&str]) -> Result<()> {
     let mut args = vec!["build", "--release"];
-    args.extend(PACKAGES.iter().flat_map(|package| ["-p", package]));
+    args.extend(packages.iter().flat_map(|package| ["-p", package]));
     cargo(&args)
 }

@@ -32,7 +32,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Build for release and put binaries and plug-ins in place
+    /// Build for release and put programs, plug-ins and the clients for C and Python in place
     Install(install::Args),
     /// Put deliberate mistakes into a copy of the protocol; the simulator must find each
     Mutants(mutants::Args),
