@@ -1,6 +1,6 @@
 //! Asking another kernel.
 
-use super::{BLOB_MAX, Blobs, FRAME_MAX, PART, Question, Reply, Through, read_bytes, write_bytes};
+use super::{BLOB_MAX, Blobs, FRAME_MAX, PART, Question, Reply, Through, read_bytes, transfer};
 use crate::net::dial::{DialError, dial};
 use crate::net::hello::Lane;
 use crate::net::{Shared, frame};
@@ -116,8 +116,9 @@ impl Peers {
     /// Sends a state copy to a joiner.
     pub(crate) async fn send_snapshot(&self, to: MemberId, snapshot: &Snapshot) -> Result<(), AskError> {
         let bytes = postcard::to_allocvec(snapshot).expect("plain data");
-        let mut stream = self.open(to, &Question::Snapshot { size: bytes.len() as u64 }).await?;
-        write_bytes(&mut stream, &bytes).await?;
+        let (hash, size) = (*blake3::hash(&bytes).as_bytes(), bytes.len() as u64);
+        let mut stream = self.open(to, &Question::Snapshot { hash, size }).await?;
+        transfer::send(&mut stream, &bytes).await?;
         // The joiner closes when it has all.
         stream.shutdown().await?;
         Ok(())
@@ -165,7 +166,9 @@ impl Peers {
         let mut stream = self.open(from, &Question::Blob { hash }).await?;
         match reply(&mut stream, SILENCE).await? {
             Reply::None => Ok(None),
-            Reply::Bytes(announced) => Ok(Some(read_bytes(&mut stream, announced, size).await?)),
+            Reply::Transfer(announced) => {
+                Ok(Some(transfer::receive(&mut stream, &self.blobs, hash, announced, size).await?))
+            }
             _ => Err(AskError::Unexpected),
         }
     }

@@ -57,6 +57,16 @@ pub(crate) enum BlobError {
 }
 
 impl Blobs {
+    /// What has arrived of these bytes on connections that broke; it is no longer kept here.
+    pub(super) fn take_begun(&self, hash: &[u8; 32]) -> Vec<u8> {
+        self.lock().partial.remove(hash).map(|(_, bytes)| bytes).unwrap_or_default()
+    }
+
+    /// Keeps what has arrived, for a transfer that goes on.
+    pub(super) fn keep_begun(&self, hash: [u8; 32], bytes: Vec<u8>) {
+        self.lock().begin(hash, bytes);
+    }
+
     /// Adds a part. True: the library is whole.
     pub(crate) fn put(&self, hash: [u8; 32], size: u64, offset: u64, part: &[u8]) -> Result<bool, BlobError> {
         let max = super::BLOB_MAX;
@@ -68,15 +78,11 @@ impl Blobs {
             inner.touch(&hash);
             return Ok(true);
         }
+        if offset == 0 {
+            inner.begin(hash, Vec::new());
+        }
         inner.clock += 1;
         let clock = inner.clock;
-        if offset == 0 {
-            while inner.partial.len() >= PARTIAL_MAX {
-                let oldest = inner.partial.iter().min_by_key(|(_, (used, _))| *used).map(|(hash, _)| *hash);
-                inner.partial.remove(&oldest.expect("there are some"));
-            }
-            inner.partial.insert(hash, (clock, Vec::new()));
-        }
         let expected = inner.partial.get(&hash).map_or(0, |(_, bytes)| bytes.len() as u64);
         let fits = offset == expected && offset + part.len() as u64 <= size;
         let Some((used, bytes)) = inner.partial.get_mut(&hash).filter(|_| fits) else {
@@ -135,6 +141,16 @@ impl Blobs {
 }
 
 impl Inner {
+    /// Begins to put something together, or goes on; the longest unused one gives way.
+    fn begin(&mut self, hash: [u8; 32], bytes: Vec<u8>) {
+        self.clock += 1;
+        while self.partial.len() >= PARTIAL_MAX {
+            let oldest = self.partial.iter().min_by_key(|(_, (used, _))| *used).map(|(hash, _)| *hash);
+            self.partial.remove(&oldest.expect("there are some"));
+        }
+        self.partial.insert(hash, (self.clock, bytes));
+    }
+
     fn touch(&mut self, hash: &[u8; 32]) {
         self.clock += 1;
         let clock = self.clock;

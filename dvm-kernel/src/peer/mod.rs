@@ -6,6 +6,7 @@
 mod ask;
 mod blobs;
 mod serve;
+mod transfer;
 
 pub(crate) use ask::Peers;
 pub(crate) use blobs::{BlobError, Blobs};
@@ -31,12 +32,14 @@ pub(crate) const BLOB_MAX: u64 = 1 << 30;
 /// What one kernel asks another.
 #[derive(Debug, Serialize, Deserialize)]
 enum Question {
-    /// Here is the state you asked to join with. Its bytes follow.
+    /// Here is the state you asked to join with: a transfer follows.
     Snapshot {
-        /// How many.
+        /// BLAKE3.
+        hash: [u8; 32],
+        /// How many bytes.
         size: u64,
     },
-    /// The library with this hash.
+    /// The library with this hash, by a transfer.
     Blob {
         /// BLAKE3.
         hash: [u8; 32],
@@ -75,6 +78,8 @@ enum Question {
 enum Reply {
     /// So many bytes follow.
     Bytes(u64),
+    /// A transfer of so many bytes follows.
+    Transfer(u64),
     /// It has none of that.
     None,
     /// It has the library, or why not.
@@ -104,19 +109,30 @@ async fn write_bytes(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Re
 
 /// Reads `size` bytes, at most `max`.
 async fn read_bytes(from: &mut (impl AsyncRead + Unpin), size: u64, max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    read_onto(from, &mut bytes, size, max).await?;
+    Ok(bytes)
+}
+
+/// Reads until there are `size` bytes, at most `max`. After an error `bytes` has what came before it.
+async fn read_onto(
+    from: &mut (impl AsyncRead + Unpin),
+    bytes: &mut Vec<u8>,
+    size: u64,
+    max: u64,
+) -> io::Result<()> {
     if size > max {
         let text = format!("{size} bytes are announced, where at most {max} are allowed");
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
-    let mut bytes = Vec::new();
-    let mut from = from.take(size);
+    let mut from = from.take(size.saturating_sub(bytes.len() as u64));
     while (bytes.len() as u64) < size {
         bytes.reserve(PART.min((size - bytes.len() as u64) as usize));
-        if from.read_buf(&mut bytes).await? == 0 {
+        if from.read_buf(bytes).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Bytes as bytes, not as a sequence of numbers.

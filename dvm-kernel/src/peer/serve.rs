@@ -1,6 +1,6 @@
 //! Answering other kernels, and kernels with a ticket.
 
-use super::{BLOB_MAX, FRAME_MAX, Question, Reply, SNAPSHOT_MAX, Through, read_bytes, write_bytes};
+use super::{BLOB_MAX, FRAME_MAX, Question, Reply, SNAPSHOT_MAX, Through, transfer, write_bytes};
 use crate::local::Server;
 use crate::net::frame::{self, HELLO_MAX};
 use crate::net::hello::{Admittance, Hello, Knock, Lane};
@@ -75,13 +75,17 @@ async fn answer(server: &Rc<Server>, stream: TcpStream) -> io::Result<()> {
     let Some((mut stream, from)) = shake.await.map_err(|_| io::ErrorKind::TimedOut)?? else { return Ok(()) };
     let question = timeout(HANDSHAKE, frame::read(&mut stream, FRAME_MAX));
     let reply = match question.await.map_err(|_| io::ErrorKind::TimedOut)?? {
-        Question::Snapshot { size } => return take_snapshot(server, from, &mut stream, size).await,
+        Question::Snapshot { hash, size } => {
+            return take_snapshot(server, from, &mut stream, hash, size).await;
+        }
         Question::Blob { hash } => {
             let Some(bytes) = server.peers.blobs().get(&hash) else {
                 return frame::write(&mut stream, &Reply::None).await;
             };
             tracing::debug!(peer = %from, hash = hex(&hash), "library sent");
-            return send_bytes(&mut stream, &bytes).await;
+            frame::write(&mut stream, &Reply::Transfer(bytes.len() as u64)).await?;
+            transfer::send(&mut stream, &bytes).await?;
+            return stream.shutdown().await;
         }
         Question::Hold { hash, size } => {
             server.peers.blobs().held_by(hash, from);
@@ -132,12 +136,13 @@ async fn take_snapshot(
     server: &Server,
     from: MemberId,
     stream: &mut TlsStream<TcpStream>,
+    hash: [u8; 32],
     size: u64,
 ) -> io::Result<()> {
     if server.feed.phase() == Phase::Normal {
         return Err(io::Error::other("a state copy came, and this kernel is a member"));
     }
-    let bytes = read_bytes(stream, size, SNAPSHOT_MAX).await?;
+    let bytes = transfer::receive(stream, server.peers.blobs(), hash, size, SNAPSHOT_MAX).await?;
     let snapshot = postcard::from_bytes(&bytes).map_err(|error| io::Error::other(error.to_string()))?;
     tracing::info!(peer = %from, bytes = size, "state copy received");
     // The ring's task has ended: nobody needs the copy.

@@ -57,7 +57,9 @@ impl Actors {
         for (load, actors) in &mut self.actors {
             for actor in actors.iter_mut().filter(|actor| !actor.ended && which(load, actor)) {
                 actor.ended = true;
-                actor.acts = actor.acts.map(|(from, until)| (from, until.min(now_us.max(from))));
+                // One that ends before its time has come has not acted.
+                actor.acts = actor.acts.filter(|(from, _)| *from < now_us);
+                actor.acts = actor.acts.map(|(from, until)| (from, until.min(now_us)));
             }
         }
     }
