@@ -404,8 +404,11 @@ impl Seat {
         let confirmed = proposal.view.label == Label::Confirmed;
         let last_confirmed = if confirmed { proposal.view.id.epoch } else { state.last_confirmed };
         let by = summary(&proposal.view, last_confirmed, state.index);
-        let message = Control::Commit { parent: self.view.id, id: proposal.view.id, by };
-        cx.send_all(coordination.responders.iter().copied().chain(joiners), &message);
+        let (parent, id) = (self.view.id, proposal.view.id);
+        for to in coordination.responders.iter().copied().chain(joiners) {
+            let member = proposal.view.has(to);
+            cx.send(to, Control::Commit { parent, id, member, by: by.clone() });
+        }
         let proposal = proposal.clone();
         self.conclude(cx, &proposal);
     }

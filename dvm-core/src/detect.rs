@@ -354,6 +354,14 @@ impl Seat {
             return Ok(());
         }
         let Some(rank) = self.view.rank_of(from) else {
+            if self.is_wedged()
+                && heartbeat.view.lineage == self.view.lineage
+                && theirs.epoch > self.view.id.epoch
+            {
+                // Whoever speaks to a stranger takes him for a member: its history tells how this view ended.
+                let after = self.record.state.index;
+                cx.send(from, Control::TailRequest { after });
+            }
             self.tell_past(cx, from, theirs);
             return Err(Reject::NotMember { from, view: self.view.id });
         };

@@ -7,11 +7,11 @@ use crate::cx::Cx;
 use crate::ids::{HistoryIndex, MemberId, OriginSeq, Rank, ViewId};
 use crate::io::{Reject, Standing};
 use crate::seat::{Exit, Seat};
-use crate::state::summary;
+use crate::state::{Content, Entry, summary};
 use crate::timer::Timer;
 use crate::view::Label;
 use crate::wire::{
-    Accepted, Ballot, BallotKind, Control, Data, Departure, DepartureCause, Evidence, Proposal, Summary,
+    Accepted, Ballot, BallotKind, Control, Data, Departure, DepartureCause, Evidence, Key, Proposal, Summary,
 };
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -115,11 +115,7 @@ impl Seat {
         proposal: Box<Proposal>,
     ) -> Result<(), Reject> {
         let rank = self.admit(cx, from, proposal.parent)?;
-        let well_formed = ballot.rank == rank
-            && proposal.upto.len() == self.view.size()
-            && proposal.view.id.epoch > self.view.id.epoch
-            && proposal.view.ring.len() == proposal.view.size();
-        if !well_formed {
+        if ballot.rank != rank || !self.is_well_formed(&proposal) {
             return Err(Reject::Malformed { what: "proposal" });
         }
         let Some(wedge) = &mut self.wedge else { return Err(Reject::Unexpected { what: "proposal" }) };
@@ -199,16 +195,23 @@ impl Seat {
         from: MemberId,
         parent: ViewId,
         id: ViewId,
+        member: bool,
         by: Summary,
     ) -> Result<(), Reject> {
-        // Nothing is answered: whoever sends this answers questions himself.
         if parent != self.view.id {
             return Err(Reject::OtherView { theirs: parent, ours: self.view.id });
         }
         if !self.view.has(from) {
             return Err(Reject::NotMember { from, view: parent });
         }
-        if self.prove_commit(cx, id) { Ok(()) } else { self.on_expelled(cx, from, by) }
+        if self.prove_commit(cx, id) {
+            return Ok(());
+        }
+        if member && self.is_wedged() && by.lineage == self.view.lineage {
+            cx.send(from, Control::TailRequest { after: self.record.state.index });
+            return Ok(());
+        }
+        self.on_expelled(cx, from, by)
     }
 
     /// R9: `id` stands; installs it if it was accepted here.
@@ -236,6 +239,49 @@ impl Seat {
         self.exclude(cx, by, proposal.view.members[0]);
     }
 
+    /// R9, for a member of the next view that never held its proposal, because a ballot without it adopted one that has
+    /// it: the history of another member tells how this view ended.
+    pub(crate) fn on_history(
+        &mut self,
+        cx: &mut Cx,
+        after: HistoryIndex,
+        hash: Option<u64>,
+        entries: Vec<Entry>,
+    ) -> Result<(), Reject> {
+        let mine = after == self.record.state.index && self.record.agrees(after, hash);
+        if !self.is_wedged() || !mine {
+            return Err(Reject::Unexpected { what: "history" });
+        }
+        let mut bodies = Vec::new();
+        for entry in entries {
+            match entry.content {
+                Content::Change { oseq, body, digest, .. } if entry.view == self.view.id => {
+                    let Key { lnum, origin } = entry.key;
+                    bodies.push(Data { origin, oseq, lnum, hops: 0, body, digest });
+                }
+                Content::View(proposal) if proposal.parent == self.view.id => {
+                    if !self.is_well_formed(&proposal) || !proposal.view.has(cx.me.id) {
+                        return Err(Reject::Malformed { what: "history" });
+                    }
+                    self.broadcast.fill(bodies);
+                    if self.broadcast.holds(&proposal.upto) {
+                        self.conclude(cx, &proposal);
+                    }
+                    return Ok(());
+                }
+                _ => break,
+            }
+        }
+        Err(Reject::Unexpected { what: "history" })
+    }
+
+    /// Whether a proposal fits this view.
+    fn is_well_formed(&self, proposal: &Proposal) -> bool {
+        proposal.upto.len() == self.view.size()
+            && proposal.view.id.epoch > self.view.id.epoch
+            && proposal.view.ring.len() == proposal.view.size()
+    }
+
     /// R10: a wedged member asks how its view ended.
     pub(crate) fn query(&mut self, cx: &mut Cx) {
         if self.is_wedged() {
@@ -260,9 +306,9 @@ impl Seat {
     pub(crate) fn tell_past(&self, cx: &mut Cx, to: MemberId, view: ViewId) {
         let past = self.past.iter().find(|past| past.parent == view);
         match past {
-            Some(past) if past.told.contains(&to) => {
-                let by = self.record.state.summary();
-                cx.send(to, Control::Commit { parent: view, id: past.id, by });
+            Some(past) if past.members.contains(&to) || past.left.contains(&to) => {
+                let (by, member) = (self.record.state.summary(), past.members.contains(&to));
+                cx.send(to, Control::Commit { parent: view, id: past.id, member, by });
             }
             _ if view.epoch < self.view.id.epoch && !self.view.has(to) => {
                 cx.send(to, Control::Expelled { by: self.record.state.summary() });

@@ -67,8 +67,10 @@ pub(crate) struct Seat {
 pub(crate) struct Past {
     pub(crate) parent: ViewId,
     pub(crate) id: ViewId,
-    /// Members of the later view, and those who left in order with it.
-    pub(crate) told: Vec<MemberId>,
+    /// Members of the later view.
+    pub(crate) members: Vec<MemberId>,
+    /// Those who left in order with it.
+    pub(crate) left: Vec<MemberId>,
 }
 
 /// Why a seat is lost.
@@ -217,7 +219,7 @@ impl Seat {
             Control::Bodies { view, bodies } => self.on_bodies(cx, from, view, bodies),
             Control::Propose { ballot, kind, proposal } => self.on_propose(cx, from, ballot, kind, proposal),
             Control::Accept { view, ballot } => self.on_accept(cx, from, view, ballot),
-            Control::Commit { parent, id, by } => self.on_commit(cx, from, parent, id, by),
+            Control::Commit { parent, id, member, by } => self.on_commit(cx, from, parent, id, member, by),
             Control::Query { view } => self.on_query(cx, from, view),
             Control::Expelled { by } => self.on_expelled(cx, from, by),
             Control::Join { identity } => self.on_join(cx, from, &identity),
@@ -235,10 +237,10 @@ impl Seat {
             Control::Taken { from: branch, by, sponsor } => self.on_taken(cx, branch, by, &sponsor),
             Control::HealCancel { branch } => self.on_heal_cancel(cx, from, &branch),
             Control::Relay { from: author, to, message } => self.on_relay(cx, from, author, to, *message),
-            Control::JoinRefused { .. }
-            | Control::JoinRedirect { .. }
-            | Control::Tail { .. }
-            | Control::JoinerFill { .. } => Err(Reject::Unexpected { what: "word for a joiner" }),
+            Control::Tail { after, hash, entries, .. } => self.on_history(cx, after, hash, entries),
+            Control::JoinRefused { .. } | Control::JoinRedirect { .. } | Control::JoinerFill { .. } => {
+                Err(Reject::Unexpected { what: "word for a joiner" })
+            }
         }
     }
 
@@ -426,8 +428,8 @@ impl Seat {
 
     fn remember(&mut self, proposal: &Proposal) {
         let left = proposal.departures.iter().filter(|d| matches!(d.why, DepartureCause::Left(_)));
-        let told = proposal.view.members.iter().copied().chain(left.map(|d| d.member)).collect();
-        self.past.push_back(Past { parent: proposal.parent, id: proposal.view.id, told });
+        let (left, members) = (left.map(|d| d.member).collect(), proposal.view.members.clone());
+        self.past.push_back(Past { parent: proposal.parent, id: proposal.view.id, members, left });
         if self.past.len() > PAST_MAX {
             self.past.pop_front();
         }

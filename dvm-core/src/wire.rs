@@ -411,7 +411,9 @@ pub enum Control {
         parent: ViewId,
         /// The view that stands.
         id: ViewId,
-        /// The sender's branch, for whom does not hold the proposal of that view: he is out of it.
+        /// Whether the receiver is in it. One that is and does not hold its proposal asks the sender for the history.
+        member: bool,
+        /// The sender's branch, for whom is out of it.
         by: Summary,
     },
     /// A wedged member asks how `view` ended.

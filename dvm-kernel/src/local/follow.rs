@@ -156,8 +156,13 @@ impl Server {
     }
 
     fn on_execute(&self, transaction: Box<Transaction>, placed: bool, limit_ms: u64) {
-        if let TransactionKind::Load(spec) = &transaction.kind {
-            self.peers.blobs().held_by(spec.library.hash, transaction.id.originator);
+        let library = match &transaction.kind {
+            TransactionKind::Load(spec) => Some(&spec.library),
+            TransactionKind::Upgrade { library, .. } => Some(library),
+            TransactionKind::Unload { .. } | TransactionKind::Configure { .. } => None,
+        };
+        if let Some(library) = library {
+            self.peers.blobs().held_by(library.hash, transaction.id.originator);
         }
         self.plugins_listen.borrow_mut().get_or_insert_with(|| self.feed.listen());
         self.tell_plugins(ToPlugins::Execute { transaction, placed, limit_ms });

@@ -10,8 +10,8 @@ use crate::plugins::{ReplyError, ToPlugins, from_json};
 use crate::security::ticket::unhex;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId, is_name};
 use dvm_core::state::{
-    Applied, Change, ConfigEdit, InstanceState, Library, Mode, Payload, Placement, PluginSpec, Require,
-    RestartPolicy, Selector, SnapshotEvery, State, Transaction, TransactionKind,
+    Applied, Change, ConfigEdit, InstanceState, Library, Limits, Mode, Payload, Placement, PluginSpec,
+    Require, RestartPolicy, Selector, SnapshotEvery, State, Transaction, TransactionKind,
 };
 use dvm_plugin_api::local::{
     Answer, Every, Failure, FailureCode, Load, Receipt, Request, ToClient, ToKernel, TransactionDoc,
@@ -67,17 +67,23 @@ impl Server {
             })?,
             None => self.in_state(|state| state.config.require).await?,
         };
-        if let Asked::Unload { plugin } | Asked::Configure { plugin, .. } = &kind {
+        if let Asked::Unload { plugin } | Asked::Configure { plugin, .. } | Asked::Upgrade { plugin, .. } =
+            &kind
+        {
             self.check_loaded(ask, plugin).await?;
         }
         let kind = match kind {
             Asked::Load(load) => {
                 let spec = self.spec(*load)?;
-                let limit_ms = self.in_state(|state| state.config.exec_limit_ms).await?;
-                self.peers
-                    .spread(spec.library.hash, spec.library.size, ask.left(Duration::from_millis(limit_ms)))
-                    .await;
+                self.spread(ask, &spec.library).await?;
                 TransactionKind::Load(Box::new(spec))
+            }
+            Asked::Upgrade { plugin, version, payload, hash, size, canary } => {
+                let payload = payload_format(&payload)?;
+                let library = Library { version, hash: self.sent(&hash)?, size, payload };
+                let canary = self.canary(&plugin, canary).await?;
+                self.spread(ask, &library).await?;
+                TransactionKind::Upgrade { plugin, library, canary }
             }
             Asked::Unload { plugin } => TransactionKind::Unload { plugin },
             Asked::Configure { plugin, replace, keys } => {
@@ -141,6 +147,48 @@ impl Server {
         })))
     }
 
+    /// Has all members hold a library before it is ordered.
+    async fn spread(&self, ask: &Ask, library: &Library) -> Result<(), Failure> {
+        let limit_ms = self.in_state(|state| state.config.exec_limit_ms).await?;
+        self.peers.spread(library.hash, library.size, ask.left(Duration::from_millis(limit_ms))).await;
+        Ok(())
+    }
+
+    /// The hash of a library that was sent before.
+    fn sent(&self, hash: &str) -> Result<[u8; 32], Failure> {
+        let hash = parse_hash(hash)?;
+        match self.peers.blobs().get(&hash) {
+            Some(_) => Ok(hash),
+            None => Err(Failure::new(FailureCode::NotFound, "this kernel does not have the library")
+                .hint("send it again")),
+        }
+    }
+
+    /// The member that tries an upgrade first.
+    async fn canary(&self, plugin: &str, asked: Option<String>) -> Result<Option<MemberId>, Failure> {
+        let (name, wanted) = (plugin.to_owned(), asked.clone());
+        let found = self.in_state(move |state| {
+            let plugin = state.plugins.get(&name)?;
+            let running = plugin.instances.iter().filter(|(_, i)| i.state == InstanceState::Running);
+            let first = running.clone().min_by_key(|(_, instance)| instance.rank).map(|(member, _)| *member);
+            match wanted {
+                None => plugin.primary.or(first),
+                Some(wanted) => {
+                    let named = |member: &MemberId| state.name_of(*member) == wanted;
+                    running.map(|(member, _)| *member).find(named)
+                }
+            }
+        });
+        let found = found.await?;
+        match asked {
+            Some(name) if found.is_none() => {
+                let text = format!("no instance of `{plugin}` runs on `{name}`");
+                Err(Failure::new(FailureCode::NotFound, text).hint(format!("see `dvm plugin show {plugin}`")))
+            }
+            _ => Ok(found),
+        }
+    }
+
     fn spec(&self, load: Load) -> Result<PluginSpec, Failure> {
         let usage = |text: String| Failure::new(FailureCode::Usage, text);
         if !is_name(&load.name) {
@@ -190,17 +238,7 @@ impl Server {
             Every::Items(items) => SnapshotEvery::Items(items.max(1)),
             Every::Ms(ms) => SnapshotEvery::Ms(ms.max(1)),
         };
-        let payload = match load.payload.as_str() {
-            "json" => Payload::Json,
-            "msgpack" => Payload::Msgpack,
-            "bytes" => Payload::Bytes,
-            payload => return Err(usage(format!("`{payload}` is no payload format"))),
-        };
-        let hash = parse_hash(&load.hash)?;
-        if self.peers.blobs().get(&hash).is_none() {
-            return Err(Failure::new(FailureCode::NotFound, "this kernel does not have the library")
-                .hint("send it again"));
-        }
+        let (payload, hash) = (payload_format(&load.payload)?, self.sent(&load.hash)?);
         let library = Library { version: load.version, hash, size: load.size, payload };
         Ok(PluginSpec {
             mode,
@@ -213,6 +251,7 @@ impl Server {
             on: on.collect(),
             only_confirmed: load.only_confirmed,
             snapshot_every,
+            limits: Limits { memory: load.memory, cpu_ms: load.cpu_ms },
             ..PluginSpec::of(load.name, library)
         })
     }
@@ -467,6 +506,15 @@ impl Server {
             running.map(|(member, _)| (member, state.name_of(member))).collect()
         })
         .await
+    }
+}
+
+fn payload_format(text: &str) -> Result<Payload, Failure> {
+    match text {
+        "json" => Ok(Payload::Json),
+        "msgpack" => Ok(Payload::Msgpack),
+        "bytes" => Ok(Payload::Bytes),
+        _ => Err(Failure::new(FailureCode::Usage, format!("`{text}` is no payload format"))),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::net::hello::Lane;
 use crate::net::{Shared, frame};
 use crate::plugins;
 use dvm_core::Snapshot;
-use dvm_core::ids::{HistoryIndex, MemberId, Name};
+use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +19,9 @@ use tokio_rustls::client::TlsStream;
 
 /// How long a kernel may be silent in the middle of an answer.
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// How long another member may take to execute a transaction; the asker's own limit is shorter.
+const EXECUTION: Duration = Duration::from_secs(600);
 
 /// How often it is looked whether a member that is waited for is one still.
 const LOOK: Duration = Duration::from_millis(20);
@@ -240,6 +243,20 @@ impl plugins::Peers for Peers {
             }
         }
         Err(why)
+    }
+
+    async fn executed(&self, by: MemberId, transaction: TransactionId) -> Option<Result<(), String>> {
+        let asked = async {
+            let mut stream = self.open(by, &Question::Executed(transaction)).await?;
+            match reply(&mut stream, EXECUTION).await? {
+                Reply::Executed(ended) => Ok(ended),
+                _ => Err(AskError::Unexpected),
+            }
+        };
+        match asked.await {
+            Ok(ended) => ended,
+            Err(error) => Some(Err(format!("it does not say how it fared: {error}"))),
+        }
     }
 
     async fn snapshot(

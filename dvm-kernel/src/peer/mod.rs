@@ -12,7 +12,7 @@ pub(crate) use ask::Peers;
 pub(crate) use blobs::{BlobError, Blobs};
 pub(crate) use serve::serve;
 
-use dvm_core::ids::{HistoryIndex, Name};
+use dvm_core::ids::{HistoryIndex, Name, TransactionId};
 use serde::{Deserialize, Serialize};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -60,6 +60,8 @@ enum Question {
         /// It contains everything up to here.
         at_least: HistoryIndex,
     },
+    /// How does your execution of a transaction end?
+    Executed(TransactionId),
     /// Copy your state; I will say through which index to bring it, and then want its hashes.
     Verify,
     /// The reply of your instance of a plug-in to the command at an index.
@@ -84,6 +86,8 @@ enum Reply {
     None,
     /// It has the library, or why not.
     Held(Result<(), String>),
+    /// How an execution ended; nothing when its outcome is known already.
+    Executed(Option<Result<(), String>>),
     /// The state is copied, as of this index. [`Through`] is expected.
     Copied(HistoryIndex),
     /// Hashes of history and state at the asked index; nothing if it cannot be brought there.

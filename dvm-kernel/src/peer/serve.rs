@@ -99,6 +99,11 @@ async fn answer(server: &Rc<Server>, stream: TcpStream) -> io::Result<()> {
                 None => frame::write(&mut stream, &Reply::None).await,
             };
         }
+        Question::Executed(transaction) => {
+            let (answer, answered) = oneshot::channel();
+            server.tell_plugins(ToPlugins::Executed { transaction, answer });
+            Reply::Executed(answered.await.ok().flatten())
+        }
         Question::PluginReply { plugin, index } => {
             let reply = server.own_reply(plugin, index).await.ok();
             Reply::Plugin(reply.map(|reply| reply.map(|value| value.to_string())))

@@ -38,10 +38,7 @@ pub(super) async fn receive(
 ///
 /// # Errors
 /// Of the connection; or the receiver claims to have more than there is.
-pub(super) async fn send(
-    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    bytes: &[u8],
-) -> io::Result<()> {
+pub(super) async fn send(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
     let From(offset) = frame::read(stream, HELLO_MAX).await?;
     let missing = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..));
     let missing = missing.ok_or_else(|| {

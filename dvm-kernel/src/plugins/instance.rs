@@ -27,7 +27,8 @@ use super::{FromPlugins, Peers, ReplyError, payload};
 use bytes::Bytes;
 use dvm_core::ids::{HistoryIndex, MemberId};
 use dvm_core::state::{
-    InstanceChange, InstanceFailure, InstanceReport, Mode, Payload, PluginSpec, SnapshotEvery,
+    InstanceChange, InstanceFailure, InstanceReport, Library, Limits, Mode, Payload, PluginSpec,
+    SnapshotEvery,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -75,6 +76,10 @@ pub(super) enum Message {
     Query { command: Bytes, asker: Asker },
     /// A snapshot for another member; everything up to `index` was told before.
     Snapshot { index: u64, answer: oneshot::Sender<Option<Vec<u8>>> },
+    /// The state as it is now, for a try of another library; none if this instance has no state of its own.
+    State { answer: oneshot::Sender<Option<Bytes>> },
+    /// Go on with another library, from the state as it is then.
+    Upgrade(Library),
     /// Would this configuration do?
     Validate { config: Bytes, answer: oneshot::Sender<Result<(), Trouble>> },
     /// Kill its process.
@@ -347,10 +352,11 @@ impl<P: Peers> Instance<P> {
         let (shared, spec, place) = (self.shared.clone(), self.spec.clone(), self.place.clone());
         let own = self.history.base().clone();
         let source = Source { others: self.others.clone(), since: self.since, at_least: self.history.last() };
-        let applies = self.is_to_apply();
+        let (applies, library) = (self.is_to_apply(), self.spec.library.hash);
         let until = if applies { Until::Restored } else { Until::Started };
         let work = async move {
-            let bundle = match applies || own.state == Start::Elsewhere {
+            // What begins again though nothing is wrong with it has its own state.
+            let bundle = match own.state == Start::Elsewhere || applies && tells != Tells::Nothing {
                 _ if spec.stateless => None,
                 true => source.obtain(&shared, &spec, own.state == Start::Elsewhere, deadline).await?,
                 false => None,
@@ -379,8 +385,10 @@ impl<P: Peers> Instance<P> {
         match result {
             // What came meanwhile was too much to keep: a later state is needed.
             Ok((_, base, _)) if base.index < self.history.base().index => Phase::Launching { tells },
-            // It was promoted meanwhile: the child has no state yet.
-            Ok(_) if self.is_to_apply() != applies => Phase::Launching { tells },
+            // It was promoted meanwhile, and the child has no state yet; or it was upgraded.
+            Ok(_) if self.is_to_apply() != applies || self.spec.library.hash != library => {
+                Phase::Launching { tells }
+            }
             Ok((link, base, replies)) => {
                 self.applies = applies;
                 self.launched(link, base, replies, tells)
@@ -476,6 +484,8 @@ impl<P: Peers> Instance<P> {
             },
             Message::Query { asker, .. } => drop(asker.send(Err(self.not_running(why)))),
             Message::Snapshot { answer, .. } => drop(answer.send(None)),
+            Message::State { answer } => drop(answer.send(None)),
+            Message::Upgrade(library) => self.spec.library = library,
             Message::Validate { answer, .. } => drop(answer.send(Err(not_validated(why)))),
             Message::Kill(done) => drop(done.send(false)),
         }

@@ -1,7 +1,7 @@
 //! A child and the socket to it: frames go out without waiting, answers come back in order, and at last its end.
 
 use super::channel::{self, FromChild, ToChild};
-use super::process::{Ending, Process};
+use super::process::{Ending, Process, Usage};
 use bytes::BytesMut;
 use std::io;
 use std::path::Path;
@@ -49,6 +49,11 @@ impl Link {
 
     pub(super) fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// What the child uses at this moment.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        self.process.usage()
     }
 
     /// Bytes that wait to be sent.

@@ -11,13 +11,13 @@ use bytes::Bytes;
 use dvm_core::Delivery;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
 use dvm_core::state::{
-    Applied, Change, Content, Ended, Entry, Event, EventKind, InstanceState, PluginSpec, State, Submission,
-    Transaction, TransactionKind,
+    Applied, Change, Content, Ended, Entry, Event, EventKind, InstanceState, Library, Payload, PluginSpec,
+    State, Submission, Transaction, TransactionKind,
 };
 use dvm_core::wire::{ExecResult, Verdict};
 use dvm_plugin_api::Meta;
 use dvm_plugin_api::host::encode_meta;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,6 +30,8 @@ use tokio::time::{Instant, timeout_at};
 const INBOX: usize = 16_384;
 /// Snapshots that wait for an entry this member has not delivered.
 const PARKED_MAX: usize = 1_024;
+/// Ends of executions that are remembered for others, and those that others wait for.
+const SAID_MAX: usize = 64;
 
 /// What the manager must know.
 #[derive(Debug)]
@@ -128,6 +130,9 @@ struct Manager<P> {
     prepared: BTreeMap<TransactionId, Prepared>,
     /// Loads that have ended, from their tasks.
     ended: (mpsc::UnboundedSender<Executed>, mpsc::UnboundedReceiver<Executed>),
+    /// How executions ended, the last ones, and who waits for the end of others.
+    said: VecDeque<(TransactionId, Result<(), String>)>,
+    askers: BTreeMap<TransactionId, Vec<oneshot::Sender<Option<Result<(), String>>>>>,
     /// Snapshots asked for by members that are ahead.
     parked: Vec<Parked>,
     /// Unloaded plug-ins whose processes may still be ending.
@@ -153,6 +158,8 @@ impl<P: Peers> Manager<P> {
             plugins: BTreeMap::new(),
             prepared: BTreeMap::new(),
             ended: mpsc::unbounded_channel(),
+            said: VecDeque::new(),
+            askers: BTreeMap::new(),
             parked: Vec::new(),
             leaving: Vec::new(),
         }
@@ -215,6 +222,16 @@ impl<P: Peers> Manager<P> {
                     self.snapshot(parked).await;
                 } else {
                     self.parked.push(parked);
+                }
+            }
+            ToPlugins::Executed { transaction, answer } => {
+                let said = self.said.iter().find(|(id, _)| *id == transaction).map(|(_, said)| said.clone());
+                match said {
+                    Some(said) => drop(answer.send(Some(said))),
+                    None if self.askers.len() < SAID_MAX => {
+                        self.askers.entry(transaction).or_default().push(answer);
+                    }
+                    None => drop(answer.send(None)),
                 }
             }
             ToPlugins::Kill { plugin, answer } => match self.running(&plugin) {
@@ -435,9 +452,14 @@ impl<P: Peers> Manager<P> {
                 self.prepared.insert(id, Prepared::Executing { task, placed });
             }
             TransactionKind::Unload { .. } => self.tell(id, ExecResult::ok()),
-            TransactionKind::Upgrade { .. } => {
-                let reason = "this kernel does not upgrade plug-ins yet";
-                self.tell(id, Trouble::new("check", "limit", reason).result());
+            TransactionKind::Upgrade { plugin, library, canary } => {
+                if self.prepared.contains_key(&id) {
+                    return;
+                }
+                let Some(task) = self.try_upgrade(id, plugin, library, *canary, deadline).await else {
+                    return;
+                };
+                self.prepared.insert(id, Prepared::Executing { task, placed: false });
             }
             TransactionKind::Configure { plugin, .. }
                 if self.plugins.get(plugin).is_some_and(|loaded| !loaded.placed) =>
@@ -476,7 +498,77 @@ impl<P: Peers> Manager<P> {
         }
     }
 
-    fn tell(&self, transaction: TransactionId, result: ExecResult) {
+    /// Tries another library: it must start with the present configuration, and take over the state that the instance
+    /// here has now. Whoever is not the canary waits for its word first.
+    async fn try_upgrade(
+        &mut self,
+        id: TransactionId,
+        plugin: &Name,
+        library: &Library,
+        canary: Option<MemberId>,
+        deadline: Instant,
+    ) -> Option<JoinHandle<()>> {
+        let Some(loaded) = self.plugins.get(plugin) else {
+            self.tell(id, Trouble::new("check", "not-found", "it is not loaded here").result());
+            return None;
+        };
+        let (before, name) = (loaded.spec.library.payload, loaded.spec.name.clone());
+        let spec = PluginSpec { library: library.clone(), ..loaded.spec.clone() };
+        let state = if spec.stateless || loaded.instance.is_none() {
+            None
+        } else {
+            let (answer, answered) = oneshot::channel();
+            loaded.tell(Message::State { answer }).await;
+            Some(answered)
+        };
+        let (shared, place, ended) = (self.shared.clone(), self.roster.place(), self.ended.0.clone());
+        let canary = canary.filter(|canary| *canary != self.roster.me());
+        Some(tokio::spawn(async move {
+            let tried = async {
+                if library_differs(before, &spec) {
+                    let reason = "the new version's payload format is another one";
+                    return Err(Trouble::new("check", "abi", reason));
+                }
+                if let Some(canary) = canary {
+                    let word = timeout_at(deadline, shared.peers.executed(canary, id)).await;
+                    if let Some(Err(reason)) = word.map_err(|_| Trouble::late("check"))? {
+                        return Err(Trouble::new("check", "canary", format!("the canary says: {reason}")));
+                    }
+                }
+                is_possible(&spec)?;
+                let config = payload::config(spec.library.payload, &spec.config)
+                    .map_err(|reason| Trouble::new("validate", "config", reason))?;
+                let fresh = Base { index: 0, config, state: Start::Fresh };
+                let link = launch(&shared, &spec, &fresh, &place, Until::Valid, deadline).await?;
+                drop(link);
+                let Some(state) = state else { return Ok(None) };
+                let state = timeout_at(deadline, state).await.map_err(|_| Trouble::late("restore"))?;
+                // An instance that keeps no state here, or does not run, has none to take over.
+                let Some(state) = state.ok().flatten() else { return Ok(None) };
+                let base = Base { state: Start::From(state), ..fresh };
+                let link = launch(&shared, &spec, &base, &place, Until::Restored, deadline).await?;
+                drop(link);
+                Ok(None)
+            };
+            let tried = tried.await;
+            tracing::info!(plugin = name, ok = tried.is_ok(), "an upgrade was tried");
+            let _ = ended.send((id, tried));
+        }))
+    }
+
+    fn tell(&mut self, transaction: TransactionId, result: ExecResult) {
+        let said = match result.verdict {
+            Verdict::Ok => Ok(()),
+            _ => Err(result.reason.clone()),
+        };
+        for asker in self.askers.remove(&transaction).unwrap_or_default() {
+            // Whoever asked may be gone.
+            let _ = asker.send(Some(said.clone()));
+        }
+        self.said.push_back((transaction, said));
+        if self.said.len() > SAID_MAX {
+            self.said.pop_front();
+        }
         self.shared.tell(FromPlugins::Executed { transaction, result });
     }
 
@@ -527,6 +619,10 @@ impl<P: Peers> Manager<P> {
     /// A transaction's outcome took effect.
     async fn ended(&mut self, ended: &Ended, entry: &Entry) {
         let transaction = &ended.transaction;
+        // Nobody's word counts any more.
+        for asker in self.askers.remove(&transaction.id).unwrap_or_default() {
+            let _ = asker.send(None);
+        }
         let (prepared, placed) = match self.prepared.remove(&transaction.id) {
             Some(Prepared::Ready(link)) => (Some(link), true),
             Some(Prepared::Executing { task, placed }) => {
@@ -543,7 +639,11 @@ impl<P: Peers> Manager<P> {
             TransactionKind::Load(spec) => {
                 self.loaded((**spec).clone(), prepared, placed, ended, entry.first);
             }
-            TransactionKind::Upgrade { .. } => {}
+            TransactionKind::Upgrade { plugin, library, .. } => {
+                let Some(loaded) = self.plugins.get_mut(plugin) else { return };
+                loaded.spec.library = library.clone();
+                loaded.tell(Message::Upgrade(library.clone())).await;
+            }
             TransactionKind::Unload { plugin } => {
                 let Some(loaded) = self.plugins.remove(plugin) else { return };
                 loaded.tell(Message::Stop).await;
@@ -581,6 +681,11 @@ impl<P: Peers> Manager<P> {
         let announce = Some(Announce::prepared(&link));
         self.begin(spec, since, base, Phase::Running { link: Box::new(link), announce });
     }
+}
+
+/// Commands that are under way are in the payload format of the library that is loaded.
+fn library_differs(before: Payload, spec: &PluginSpec) -> bool {
+    spec.library.payload != before
 }
 
 /// A number for a command, the same at every instance.

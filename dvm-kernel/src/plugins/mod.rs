@@ -109,6 +109,13 @@ pub(crate) enum ToPlugins {
         /// Opaque bytes for the other manager; `None` when there is no instance here that runs.
         answer: oneshot::Sender<Option<Vec<u8>>>,
     },
+    /// How the execution of a transaction ends here, now or as soon as it has; `None` when its outcome is known already.
+    Executed {
+        /// Which.
+        transaction: TransactionId,
+        /// Whether it succeeded, or why not.
+        answer: oneshot::Sender<Option<Result<(), String>>>,
+    },
     /// Kills this kernel's instance of a plug-in (chaos).
     Kill {
         /// The plug-in.
@@ -161,6 +168,13 @@ pub(crate) trait Peers: Send + Sync + 'static {
         hash: [u8; 32],
         size: u64,
     ) -> impl Future<Output = Result<std::sync::Arc<Vec<u8>>, String>> + Send;
+
+    /// How another member's execution of a transaction ended ([`ToPlugins::Executed`] over there).
+    fn executed(
+        &self,
+        by: MemberId,
+        transaction: TransactionId,
+    ) -> impl Future<Output = Option<Result<(), String>>> + Send;
 
     /// A snapshot of another member's instance ([`ToPlugins::Snapshot`] over there).
     fn snapshot(

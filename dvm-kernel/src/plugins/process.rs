@@ -66,6 +66,12 @@ impl Process {
         self.child.id()
     }
 
+    /// What it uses at this moment, what it started itself left out; nothing of one that is gone.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        Usage::read(&stat)
+    }
+
     /// Waits for its end, ends what it started itself, and reaps it.
     pub(super) async fn ended(&mut self) -> Ending {
         // A pidfd that cannot be watched cannot tell of the end either; then the wait below does.
@@ -82,6 +88,27 @@ impl Process {
     pub(super) fn kill(&self) {
         // It may be gone already.
         let _ = kill_process_group(pid(&self.child), Signal::KILL);
+    }
+}
+
+/// What a process uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// Resident memory, bytes.
+    pub(super) memory: u64,
+    /// Processor time since its start, milliseconds.
+    pub(super) cpu_ms: u64,
+}
+
+impl Usage {
+    /// From the text of `/proc/PID/stat`: fields 14, 15 and 24 of `proc_pid_stat(5)`, counted from behind the name.
+    fn read(stat: &str) -> Option<Self> {
+        let (_, rest) = stat.rsplit_once(')')?;
+        let fields: Vec<_> = rest.split_whitespace().collect();
+        let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+        let ticks = number(14)? + number(15)?;
+        let memory = number(24)? * rustix::param::page_size() as u64;
+        Some(Self { memory, cpu_ms: ticks * 1_000 / rustix::param::clock_ticks_per_second() })
     }
 }
 
@@ -189,4 +216,19 @@ fn level(line: &str) -> Option<(u8, &str)> {
     let (digit, text) = line.strip_prefix('<')?.split_once('>')?;
     let level = digit.parse().ok().filter(|level| *level < 8)?;
     Some((level, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_is_read_behind_any_name() {
+        let numbers: Vec<_> = (4..=52).map(|field| field.to_string()).collect();
+        let stat = format!("17 (a name) with ) in it) S {}", numbers.join(" "));
+        let page = rustix::param::page_size() as u64;
+        let tick_ms = 1_000 / rustix::param::clock_ticks_per_second();
+        assert_eq!(Usage::read(&stat), Some(Usage { memory: 24 * page, cpu_ms: (14 + 15) * tick_ms }));
+        assert_eq!(Usage::read("17 (short) S 1 2"), None);
+    }
 }

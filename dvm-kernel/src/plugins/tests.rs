@@ -300,6 +300,60 @@ async fn a_primary_whose_process_dies_hands_over_and_stands_by() {
     }
 }
 
+/// The counter again, as another file.
+fn newer_counter() -> Vec<u8> {
+    let mut library = counter();
+    library.extend_from_slice(b"a newer build");
+    library
+}
+
+#[tokio::test]
+async fn an_upgrade_hands_the_state_over_in_every_mode() {
+    for (mode, instances) in [(Mode::Parallel, 1), (Mode::Hot, 2), (Mode::Warm, 2), (Mode::Single, 1)] {
+        let mut world = World::new(3).await;
+        let asked = |spec: &mut PluginSpec| (spec.mode, spec.instances) = (mode, instances);
+        assert!(world.load(&[("step", "3")], asked).await.committed);
+        let who = |world: &World| if mode == Mode::Parallel { 1 } else { primary(world) };
+        for _ in 0..20 {
+            world.command(json!({"add": 1})).await;
+        }
+        let before = world.pid(who(&world)).await;
+        let outcome = world.upgrade(newer_counter(), 1).await;
+        assert!(outcome.committed, "{mode:?}: {outcome:?}");
+        let last = world.command(json!({"add": 1})).await;
+        assert_eq!(world.reply(who(&world), last).await, value(63), "{mode:?}");
+        assert_ne!(world.pid(who(&world)).await, before, "another process");
+        assert_eq!(world.count("plugin-upgraded"), 1);
+        assert_eq!(world.count("instance-failed") + world.count("instance-restarted"), 0, "{mode:?}");
+        if mode != Mode::Parallel {
+            let lost = world.managers[primary(&world)].identity.name.clone();
+            world.lose(&lost).await;
+            world.until(|world| world.count("instance-promoted") == 2).await;
+            let last = world.command(json!({"add": 1})).await;
+            assert_eq!(world.reply(primary(&world), last).await, value(66), "{mode:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_that_fails_leaves_the_old_one_running_everywhere() {
+    let mut world = World::new(2).await;
+    assert!(world.load(&[], |_| {}).await.committed);
+    world.command(json!({"add": 4})).await;
+    let pids = [world.pid(0).await, world.pid(1).await];
+    let outcome = world.upgrade(b"no library".to_vec(), 1).await;
+    assert!(!outcome.committed);
+    let by = |at: usize| &outcome.results[&world.managers[at].identity.id];
+    assert_eq!((by(1).stage.as_str(), by(1).code.as_str()), ("check", "corrupt"));
+    assert_eq!((by(0).stage.as_str(), by(0).code.as_str()), ("check", "canary"), "it waits for the canary");
+    assert!(by(0).reason.contains("canary says"), "{:?}", by(0));
+    let last = world.command(json!({"add": 1})).await;
+    for at in 0..2 {
+        assert_eq!(world.reply(at, last).await, value(5));
+        assert_eq!(world.pid(at).await, pids[at]);
+    }
+}
+
 /// Not a promise, a figure: `cargo test -p dvm-kernel --release -- --nocapture commands_a_second`.
 #[tokio::test]
 async fn commands_a_second_through_a_child() {

@@ -252,6 +252,21 @@ pub enum TransactionKind {
         /// `None` removes.
         keys: BTreeMap<String, Option<Value>>,
     },
+    /// Puts a library, sent by [`Request::PutBlob`], in the place of the one that is loaded.
+    Upgrade {
+        /// Which.
+        plugin: String,
+        /// Version in its manifest.
+        version: String,
+        /// `json`, `msgpack` or `bytes`, from its manifest.
+        payload: String,
+        /// BLAKE3 of the library, hexadecimal.
+        hash: String,
+        /// Its size, bytes.
+        size: u64,
+        /// Name of the member that tries it first; the primary's, or the first instance's, if not said.
+        canary: Option<String>,
+    },
 }
 
 /// What a load asks for. Manifest fields come from `dvm plugin check`'s reading of the library.
@@ -293,6 +308,12 @@ pub struct Load {
     /// How often a standby that does not apply commands takes a new snapshot.
     #[serde(default)]
     pub snapshot_every: Every,
+    /// Memory that an instance may hold, bytes.
+    #[serde(default)]
+    pub memory: Option<u64>,
+    /// Processor time that an instance may use, milliseconds.
+    #[serde(default)]
+    pub cpu_ms: Option<u64>,
 }
 
 /// How far a standby's snapshot may fall behind.

@@ -289,6 +289,7 @@ mod tests {
             &Control::Commit {
                 parent: parent.id,
                 id: proposal.view.id,
+                member: true,
                 by: summary(&proposal.view, proposal.view.id.epoch, HistoryIndex(1)),
             },
         )?;

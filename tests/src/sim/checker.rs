@@ -38,7 +38,7 @@ pub(crate) struct Checker {
     pub(crate) deliveries: u64,
     pub(crate) joins: u64,
     /// Where each view was installed.
-    installs: BTreeMap<ViewId, NodeNo>,
+    pub(crate) installs: BTreeMap<ViewId, NodeNo>,
 }
 
 /// Where one process stands in the history.

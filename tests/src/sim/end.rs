@@ -240,7 +240,7 @@ impl World {
         });
         let checker = &self.checker;
         let is_held = |no| live.iter().any(|pid| checker.has_held(*pid, no));
-        match checker.requests.check_kept(&checker.tree, last, is_held) {
+        match checker.requests.check_kept(&checker.tree, last, &checker.installs, is_held) {
             Ok(kept) => {
                 self.figures.done += kept.done;
                 self.figures.undone += kept.undone;

@@ -3,7 +3,7 @@
 use super::failure::{Verdict, Violation, ensure};
 use super::tree::{NodeNo, Tree};
 use bytes::Bytes;
-use dvm_core::ids::{MemberId, RequestId, TransactionId};
+use dvm_core::ids::{MemberId, RequestId, TransactionId, ViewId};
 use dvm_core::state::{Applied, Change, Content, Ended, Stamp, Submission};
 use dvm_core::view::{Label, View};
 use dvm_core::wire::{self, ExecResult};
@@ -43,7 +43,7 @@ struct Request {
 
 /// How a request ended.
 enum End {
-    Done { at: NodeNo, label: Label },
+    Done { at: NodeNo, label: Label, view: ViewId },
     Refused,
     Unknown,
 }
@@ -210,11 +210,12 @@ impl Requests {
         &self,
         tree: &Tree,
         last: Option<NodeNo>,
+        installs: &BTreeMap<ViewId, NodeNo>,
         is_held: impl Fn(NodeNo) -> bool,
     ) -> Verdict<Kept> {
         let mut kept = Kept::default();
         for (key, request) in &self.all {
-            let Some(End::Done { at, label }) = request.end else {
+            let Some(End::Done { at, label, view }) = request.end else {
                 kept.undone += 1;
                 continue;
             };
@@ -224,7 +225,9 @@ impl Requests {
                 continue;
             }
             kept.lost += 1;
-            ensure(label == Label::Provisional || !is_held(at), "lost write", || {
+            // What a flush delivers is confirmed by the view that it leads to, and not for those of another branch.
+            let view = installs.get(&view).copied().filter(|view| tree.is_ancestor(at, *view)).unwrap_or(at);
+            ensure(label == Label::Provisional || !is_held(view), "lost write", || {
                 format!("request {key:?}, confirmed at {}, is not in the last history", tree.node(at).index)
             })?;
         }
@@ -245,9 +248,9 @@ impl Request {
         let place =
             place.ok_or_else(|| wrong(format!("no entry ends at {} of {receipt:?}", receipt.index)))?;
         let node = tree.node(place);
-        let label = receipt.view.label;
+        let (label, view) = (receipt.view.label, receipt.view.id);
         if self.is_transaction && matches!(applied, Applied::Ended { .. }) {
-            return Ok(End::Done { at: place, label });
+            return Ok(End::Done { at: place, label, view });
         }
         let body = match node.entry.as_deref().map(|entry| &entry.content) {
             Some(Content::Change { body, .. }) => Some(body),
@@ -259,7 +262,7 @@ impl Request {
         ensure(node.applied == *applied, "receipt", || {
             format!("the answer tells {applied:?}, the entry did {:?}", node.applied)
         })?;
-        Ok(End::Done { at: place, label })
+        Ok(End::Done { at: place, label, view })
     }
 }
 

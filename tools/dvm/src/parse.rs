@@ -72,9 +72,64 @@ pub(crate) fn every(text: &str) -> Result<Every, String> {
     }
 }
 
+/// One limit of a plug-in's instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// Bytes.
+    Memory(u64),
+    /// Milliseconds of processor time.
+    Cpu(u64),
+}
+
+impl Limit {
+    pub(crate) fn memory(self) -> Option<u64> {
+        if let Self::Memory(bytes) = self { Some(bytes) } else { None }
+    }
+
+    pub(crate) fn cpu_ms(self) -> Option<u64> {
+        if let Self::Cpu(ms) = self { Some(ms) } else { None }
+    }
+}
+
+/// `memory=512M`, `cpu=60s`.
+pub(crate) fn limit(text: &str) -> Result<Limit, String> {
+    match text.split_once('=') {
+        Some(("memory", value)) => Ok(Limit::Memory(bytes(value)?)),
+        Some(("cpu", value)) => {
+            let time = duration(value)?;
+            Ok(Limit::Cpu(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
+        }
+        _ => Err(format!("`{text}` is no limit; what may be limited is memory=512M and cpu=60s")),
+    }
+}
+
+/// `512M`, `2G`, `65536`; K, M and G are powers of 1,024.
+fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no amount of memory; give bytes, or a number with K, M or G");
+    let (digits, shift) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) if text.ends_with('K') => (digits, 10),
+        Some(digits) if text.ends_with('M') => (digits, 20),
+        Some(digits) => (digits, 30),
+        None => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_read_with_their_units() {
+        assert_eq!(limit("memory=512M"), Ok(Limit::Memory(512 << 20)));
+        assert_eq!(limit("memory=65536"), Ok(Limit::Memory(65_536)));
+        assert_eq!(limit("cpu=60s"), Ok(Limit::Cpu(60_000)));
+        for bad in ["memory", "memory=", "memory=0", "memory=1T", "memory=99999999999G", "cpu=", "disk=1G"] {
+            assert!(limit(bad).is_err(), "{bad}");
+        }
+    }
+
     use serde_json::json;
 
     #[test]

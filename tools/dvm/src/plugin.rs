@@ -3,7 +3,7 @@
 use crate::context::{Context, status, unexpected};
 use crate::exit::{self, failed, usage};
 use crate::library::{self, Library};
-use crate::parse;
+use crate::parse::{self, Limit};
 use crate::selector;
 use crate::show::{plugin_text, plugins};
 use crate::table::Rows;
@@ -40,6 +40,19 @@ pub(crate) enum PluginCommand {
         name: String,
         #[command(flatten)]
         config: ConfigArgs,
+        #[command(flatten)]
+        rule: Rule,
+    },
+    /// Put another library in its place; its state is handed over
+    Upgrade {
+        /// The plug-in
+        name: String,
+        /// The new library, or the name of one
+        #[arg(value_name = "FILE|NAME")]
+        file: String,
+        /// The member that tries it first; default: the primary's, or the first instance's
+        #[arg(long, value_name = "M")]
+        canary: Option<String>,
         #[command(flatten)]
         rule: Rule,
     },
@@ -92,6 +105,9 @@ pub(crate) struct LoadArgs {
     /// Longest a callback may take
     #[arg(long, value_name = "T", default_value = "5s", value_parser = parse::duration)]
     deadline: Duration,
+    /// What an instance may use, like memory=512M,cpu=60s; one that uses more is ended and started again
+    #[arg(long, value_name = "LIMITS", value_delimiter = ',', value_parser = parse::limit)]
+    limit: Vec<Limit>,
     /// It has no state to hand over
     #[arg(long)]
     stateless: bool,
@@ -135,6 +151,21 @@ pub(crate) fn run(context: &Context, command: PluginCommand) -> exit::Result {
             let mut client = context.client()?;
             transact(context, &mut client, TransactionKind::Configure { plugin: name, replace, keys }, rule)
         }
+        PluginCommand::Upgrade { name, file, canary, rule } => {
+            let library = library::read(&library::find(&file)?)?;
+            let kind = TransactionKind::Upgrade {
+                plugin: name,
+                version: library.manifest.version.clone(),
+                payload: library.manifest.payload.clone(),
+                hash: library.hash.clone(),
+                size: library.bytes.len() as u64,
+                canary,
+            };
+            let mut client = context.client()?;
+            let timeout = context.timeout_agreed(&mut client)?;
+            let document = send_and_transact(&mut client, &library, kind, rule, timeout)?;
+            tell(context, &document)
+        }
         PluginCommand::Show { name } => show(context, &name),
         PluginCommand::List => plugins(context),
         PluginCommand::Check { file } => check(context, &file),
@@ -164,28 +195,27 @@ fn load(context: &Context, args: LoadArgs) -> exit::Result {
         on: selector::terms(&args.on)?,
         only_confirmed: args.only_confirmed,
         snapshot_every: args.snapshot_every,
+        memory: args.limit.iter().find_map(|limit| limit.memory()),
+        cpu_ms: args.limit.iter().find_map(|limit| limit.cpu_ms()),
     };
     let mut client = context.client()?;
     let timeout = context.timeout_agreed(&mut client)?;
-    let document = send_and_load(&mut client, &library, load, args.rule, timeout)?;
+    let kind = TransactionKind::Load(Box::new(load));
+    let document = send_and_transact(&mut client, &library, kind, args.rule, timeout)?;
     tell(context, &document)
 }
 
-/// Sends a library and proposes its load. The kernel that holds the library may be lost before it has proposed: then
-/// both are repeated at another one, with one stamp, so that the load takes effect once.
-fn send_and_load(
+/// Sends a library and proposes what is done with it. The kernel that holds the library may be lost before it has
+/// proposed: then both are repeated at another one, with one stamp, so that it takes effect once.
+fn send_and_transact(
     client: &mut Client,
     library: &Library,
-    load: Load,
+    kind: TransactionKind,
     rule: Rule,
     timeout: Option<Duration>,
 ) -> Result<TransactionDoc, Failure> {
     let stamp = client.stamp();
-    let request = Request::Transact {
-        kind: TransactionKind::Load(Box::new(load)),
-        require: rule.require,
-        dry_run: rule.dry_run,
-    };
+    let request = Request::Transact { kind, require: rule.require, dry_run: rule.dry_run };
     let mut uploads = 0;
     loop {
         uploads += 1;
@@ -244,8 +274,11 @@ pub(crate) fn load_simply(
         on: Vec::new(),
         only_confirmed: false,
         snapshot_every: Every::default(),
+        memory: None,
+        cpu_ms: None,
     };
-    send_and_load(client, &library, load, Rule { require: None, dry_run: false }, Some(timeout))
+    let (kind, rule) = (TransactionKind::Load(Box::new(load)), Rule { require: None, dry_run: false });
+    send_and_transact(client, &library, kind, rule, Some(timeout))
 }
 
 fn transact(context: &Context, client: &mut Client, kind: TransactionKind, rule: Rule) -> exit::Result {

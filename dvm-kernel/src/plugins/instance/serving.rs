@@ -12,6 +12,8 @@ use tokio::time::sleep_until;
 const STOPPING: Duration = Duration::from_secs(10);
 /// Longest deadline of a callback that a timer is set for, milliseconds.
 const DEADLINE_MAX: u64 = 24 * 60 * 60 * 1_000;
+/// Between two looks at what a limited child uses.
+const LOOK: Duration = Duration::from_millis(25);
 /// Bytes placed ahead of a child's reading.
 const BACKLOG: usize = 1 << 20;
 
@@ -27,9 +29,14 @@ enum Op {
         config: Bytes,
         answer: oneshot::Sender<Option<Vec<u8>>>,
     },
-    /// A snapshot for the own history, taken at this position.
+    /// A snapshot for the own history, taken at this position; then it begins again, if so.
     Rebase {
         position: u64,
+        again: bool,
+    },
+    /// The state, for a try.
+    State {
+        answer: oneshot::Sender<Option<Bytes>>,
     },
     Validate {
         config: Bytes,
@@ -76,6 +83,8 @@ struct Serving {
     /// Since when the child has been at the first pending frame, as far as answers tell.
     busy_since: Instant,
     announce: Option<Announce>,
+    /// When to look next at what the child uses.
+    look_at: Instant,
     /// The plug-in is unloaded: the last time to end by itself.
     stop_by: Option<Instant>,
 }
@@ -85,7 +94,8 @@ impl<P: Peers> Instance<P> {
     pub(super) async fn serve(&mut self, link: Link, announce: Option<Announce>) -> Phase {
         self.gauge.pid.store(link.pid(), Ordering::Relaxed);
         let (pending, ops, busy_since) = (VecDeque::new(), VecDeque::new(), Instant::now());
-        let mut serving = Serving { link, pending, ops, busy_since, announce, stop_by: None };
+        let look_at = busy_since;
+        let mut serving = Serving { link, pending, ops, busy_since, announce, look_at, stop_by: None };
         if let Some((fence, from)) = self.primary {
             self.act_from(fence, from);
         }
@@ -158,12 +168,34 @@ impl<P: Peers> Instance<P> {
                     None => Ok(()),
                 }
             }
+            () = sleep_until(serving.look_at), if self.spec.limits != Limits::default() => {
+                serving.look_at = Instant::now() + LOOK;
+                self.look(&serving.link)
+            }
             () = sleep_until(again), if keeps => Ok(()),
             () = sleep_until(deadline), if !serving.pending.is_empty() => {
                 let detail = format!("a callback took longer than {} ms", limit.as_millis());
                 Err(End::Failed(Failure::new("hang", detail)))
             }
         }
+    }
+
+    /// Ends a child that uses more than it may.
+    fn look(&self, link: &Link) -> Result<(), End> {
+        const MIB: u64 = 1 << 20;
+        // One that is gone will be told so.
+        let Some(usage) = link.usage() else { return Ok(()) };
+        let Limits { memory, cpu_ms } = self.spec.limits;
+        if let Some(limit) = memory.filter(|limit| usage.memory > *limit) {
+            let (held, limit) = (usage.memory / MIB, limit / MIB);
+            let detail = format!("it held {held} MiB of memory, where {limit} are allowed");
+            return Err(Failure::new("memory-limit", detail).into());
+        }
+        if let Some(limit) = cpu_ms.filter(|limit| usage.cpu_ms > *limit) {
+            let detail = format!("it used {} ms of processor time, where {limit} are allowed", usage.cpu_ms);
+            return Err(Failure::new("cpu-limit", detail).into());
+        }
+        Ok(())
     }
 
     /// Sends what may be sent.
@@ -197,7 +229,7 @@ impl<P: Peers> Instance<P> {
         let sent = serving.pending.iter().any(|pending| matches!(pending, Pending::Op(op) if is_rebase(op)));
         if !sent && !serving.ops.iter().any(|(_, op)| is_rebase(op)) {
             let position = self.history.position();
-            serving.ops.push_front((position, Op::Rebase { position }));
+            serving.ops.push_front((position, Op::Rebase { position, again: false }));
         }
     }
 
@@ -211,7 +243,7 @@ impl<P: Peers> Instance<P> {
     fn frame_of(&self, op: &Op) -> Bytes {
         frame(&match op {
             Op::Query { command, .. } => ToChild::Query(command.clone()),
-            Op::Snapshot { .. } | Op::Rebase { .. } => ToChild::Snapshot,
+            Op::Snapshot { .. } | Op::Rebase { .. } | Op::State { .. } => ToChild::Snapshot,
             Op::Validate { config, .. } => {
                 ToChild::Validate { config: config.clone(), place: self.place.clone() }
             }
@@ -265,6 +297,16 @@ impl<P: Peers> Instance<P> {
             Message::Snapshot { answer, .. } if !self.applies => drop(answer.send(None)),
             Message::Snapshot { index, answer } => {
                 behind(Op::Snapshot { index, config: self.config.clone(), answer });
+            }
+            Message::State { answer } if !self.applies => drop(answer.send(None)),
+            Message::State { answer } => behind(Op::State { answer }),
+            Message::Upgrade(library) => {
+                self.spec.library = library;
+                if !self.applies || self.spec.stateless {
+                    return Err(End::Again);
+                }
+                let position = self.history.end();
+                behind(Op::Rebase { position, again: true });
             }
             Message::Validate { config, answer } => behind(Op::Validate { config, answer }),
             Message::Kill(done) => {
@@ -330,9 +372,11 @@ impl<P: Peers> Instance<P> {
                     _ => None,
                 };
                 let stopped = matches!(op, Op::Stop);
+                let again = matches!(op, Op::Rebase { again: true, .. }) && panic.is_none();
                 self.done(op, answer);
                 match panic {
                     _ if stopped => Err(End::Stopped),
+                    _ if again => Err(End::Again),
                     Some(text) => panicked(text),
                     None => Ok(()),
                 }
@@ -379,7 +423,8 @@ impl<P: Peers> Instance<P> {
                 let _ = answer.send(Some(bundle.expect("a snapshot is plain data")));
             }
             (Op::Restore(_) | Op::Role { .. } | Op::Lease { .. }, FromChild::Done(_)) => {}
-            (Op::Rebase { position }, FromChild::Done(state)) => self.history.rebase_at(position, state),
+            (Op::State { answer }, FromChild::Done(state)) => drop(answer.send(Some(state))),
+            (Op::Rebase { position, .. }, FromChild::Done(state)) => self.history.rebase_at(position, state),
             (Op::Validate { answer, .. }, said) => drop(answer.send(settle("validate", Ok(said)))),
             (op, FromChild::Own(text) | FromChild::Panic(text)) => self.refuse(op, &text),
             (op, FromChild::NotLoaded { reason, .. }) => self.refuse(op, &reason),
@@ -392,6 +437,7 @@ impl<P: Peers> Instance<P> {
         match op {
             Op::Query { asker, .. } => drop(asker.send(Err(self.not_running(why)))),
             Op::Snapshot { answer, .. } => drop(answer.send(None)),
+            Op::State { answer } => drop(answer.send(None)),
             Op::Validate { answer, .. } => drop(answer.send(Err(not_validated(why)))),
             Op::Rebase { .. } | Op::Restore(_) | Op::Role { .. } | Op::Lease { .. } | Op::Stop => {}
         }

@@ -24,15 +24,24 @@ pub(super) const LIMIT: Duration = Duration::from_secs(20);
 #[derive(Clone, Default)]
 pub(super) struct Neighbours {
     pub(super) library: Arc<Vec<u8>>,
+    /// What the library is upgraded to.
+    pub(super) next: Arc<Mutex<Arc<Vec<u8>>>>,
     pub(super) managers: Arc<Mutex<BTreeMap<MemberId, mpsc::Sender<ToPlugins>>>>,
 }
 
 impl Peers for Neighbours {
     async fn library(&self, hash: [u8; 32], _size: u64) -> Result<Arc<Vec<u8>>, String> {
-        match *blake3::hash(&self.library).as_bytes() == hash {
-            true => Ok(self.library.clone()),
-            false => Err("nobody has it".into()),
-        }
+        let next = self.next.lock().expect("no test panics with it").clone();
+        let found =
+            [&self.library, &next].into_iter().find(|library| *blake3::hash(library).as_bytes() == hash);
+        found.cloned().ok_or_else(|| "nobody has it".into())
+    }
+
+    async fn executed(&self, by: MemberId, transaction: TransactionId) -> Option<Result<(), String>> {
+        let to = self.managers.lock().expect("no test panics with it").get(&by).cloned()?;
+        let (answer, answered) = oneshot::channel();
+        to.send(ToPlugins::Executed { transaction, answer }).await.ok()?;
+        answered.await.ok()?
     }
 
     async fn snapshot(
@@ -263,12 +272,22 @@ impl World {
         let mut spec = PluginSpec {
             config,
             restart: RestartPolicy { times: 3, window_ms: 60_000 },
-            deadline_ms: 1_500,
+            deadline_ms: 3_000,
             stateless: false,
             ..PluginSpec::of("counter".into(), library)
         };
         more(&mut spec);
         self.transact(TransactionKind::Load(Box::new(spec)), Require::All, false).await
+    }
+
+    /// Upgrades to another library, which the member at `canary` tries first.
+    pub(super) async fn upgrade(&mut self, library: Vec<u8>, canary: usize) -> Outcome {
+        let (hash, size) = (*blake3::hash(&library).as_bytes(), library.len() as u64);
+        *self.neighbours.next.lock().expect("no test panics with it") = Arc::new(library);
+        let library = Library { version: "0.1.1".into(), hash, size, payload: Payload::Msgpack };
+        let canary = Some(self.managers[canary].identity.id);
+        let kind = TransactionKind::Upgrade { plugin: "counter".into(), library, canary };
+        self.transact(kind, Require::All, false).await
     }
 
     pub(super) async fn command(&mut self, command: Value) -> HistoryIndex {
