@@ -235,7 +235,9 @@ impl Client {
                             timeout.unwrap_or_default().as_secs_f64()
                         ),
                     )
-                    .hint("`dvm status` shows what the DVM waits for; --timeout gives it longer"));
+                    .hint(
+                        "`dvm status` shows what the DVM waits for; a longer limit (--timeout) gives it time",
+                    ));
                 }
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     self.connection = None;

@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 fn program(name: &str) -> PathBuf {
@@ -246,6 +246,54 @@ fn a_plugin_is_called_and_its_kernel_dies_between() {
         assert!(refused.starts_with(code) && refused.contains("counter"), "{name}: {refused}");
         caller.end();
     }
+}
+
+/// Every call is answered with the next number, whichever kernel dies while it is under way.
+#[test]
+fn calls_take_effect_once_while_kernels_die() {
+    for name in ["C", "Python"] {
+        let cluster = Cluster::up(4, &[]);
+        let _ = cluster.ok(&["plugin", "load", "counter"]);
+        let callers = callers(&cluster, &[&uri(&cluster, "k1")]);
+        let Some((_, caller)) = callers.into_iter().find(|(language, _)| *language == name) else { continue };
+        let mut caller = Talk::start(caller);
+        let (goes_on, made) = (AtomicBool::new(true), AtomicU64::new(0));
+        let some_more = || {
+            let enough = made.load(Ordering::Relaxed) + 5;
+            wait_for("some calls", || (made.load(Ordering::Relaxed) >= enough).then_some(()));
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while goes_on.load(Ordering::Relaxed) {
+                    let next = made.load(Ordering::Relaxed) + 1;
+                    assert_eq!(caller.ask("{\"add\":1}"), format!("{{\"value\":{next}}}"), "{name}");
+                    made.store(next, Ordering::Relaxed);
+                }
+            });
+            // It talks to k1 first, then to k0, then to k2.
+            for victim in ["k1", "k0"] {
+                some_more();
+                cluster.kill(victim);
+            }
+            some_more();
+            goes_on.store(false, Ordering::Relaxed);
+        });
+        caller.end();
+    }
+}
+
+#[test]
+fn a_loop_of_asyncio_gives_up_and_comes_back() {
+    if !has(&["python3"], "asyncio") {
+        return;
+    }
+    let cluster = Cluster::up(2, &[]);
+    let script = cluster.python(&program("cancel.py"), &[&uri(&cluster, "k1")]);
+    let python = Follower::by("asyncio", script);
+    python.wait_for("waiting");
+    let _ = cluster.ok(&["plugin", "load", "counter"]);
+    let _ = cluster.ok(&["config", "set", "window=64"]);
+    assert_eq!(python.end(), ["waiting", "right 2"]);
 }
 
 #[test]

@@ -218,3 +218,39 @@ unsafe fn free(dvm: *mut Dvm) {
     // There is nobody left to tell of a panic.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(dvm)));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_does_not_cross_the_border() {
+        let trouble = guarded::<()>(|| panic!("oops")).expect_err("it panicked");
+        assert_eq!(trouble.code(), -1);
+        let text = unsafe { CStr::from_ptr(trouble.text()) }.to_str().expect("text");
+        assert!(text.contains("mistake in libdvm") && text.contains("oops"), "{text}");
+    }
+
+    #[test]
+    fn without_a_handle_there_is_a_failure_and_no_crash() {
+        let null = std::ptr::null_mut();
+        unsafe {
+            assert_eq!(dvm_open(std::ptr::null_mut(), std::ptr::null()), -2);
+            assert_eq!(
+                (dvm_fd(null), dvm_dispatch(null), dvm_subscribe(null, 1, std::ptr::null())),
+                (-2, -2, -2)
+            );
+            assert!(dvm_uri(null).is_null() && dvm_through(null).is_null());
+            let text = CStr::from_ptr(dvm_error(null)).to_str().expect("text");
+            assert_eq!(text, "the handle is NULL");
+            dvm_close(null);
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused() {
+        let mut dvm = std::ptr::null_mut();
+        assert_eq!(unsafe { dvm_open(&raw mut dvm, c"\xff".as_ptr()) }, -2);
+        assert!(dvm.is_null());
+    }
+}
