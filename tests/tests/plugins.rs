@@ -388,6 +388,30 @@ fn what_is_not_built_says_what_works() {
     assert_eq!(cluster.ok(&["plugins"])["plugins"], json!([]));
 }
 
+#[test]
+fn an_instance_that_holds_more_memory_than_it_may_is_ended_and_starts_again() {
+    let cluster = Cluster::up(2, &[]);
+    let load = ["plugin", "load", "counter", "-c", "faults=true", "--limit", "memory=160M"];
+    let _ = cluster.ok(&load);
+    let _ = cluster.ok(&["call", "counter", r#"{"add":3}"#]);
+    for _ in 0..3 {
+        let _ = cluster.json(&["call", "counter", r#"{"fail":"leak","on":"k1"}"#]);
+    }
+    let failed = || {
+        let events = cluster.json(&["--json-lines", "events", "--since", "all", "--kind", "instance-"]);
+        let events = events.lines();
+        let failed = events.iter().find(|event| event["kind"] == "instance-failed").cloned()?;
+        events.iter().any(|event| event["kind"] == "instance-restarted").then_some(failed)
+    };
+    let failed = wait_for("it is ended and started again", failed);
+    assert_eq!((&failed["cause"], &failed["member"]), (&json!("memory-limit"), &json!("k1")), "{failed}");
+    assert!(failed["detail"].as_str().is_some_and(|text| text.contains("160 are allowed")), "{failed}");
+    let reply = cluster.ok(&["--member", "k1", "call", "counter", r#"{"add":1}"#]);
+    assert_eq!(reply["reply"]["value"], 4);
+    let text = cluster.json(&["plugin", "load", "counter", "--limit", "disk=1G"]).error("usage", 2);
+    assert!(text.contains("memory=512M"), "{text}");
+}
+
 /// The process of each instance, by member, as one member tells them.
 fn instance_pids(cluster: &Cluster, through: &str) -> Vec<u32> {
     let plugin = cluster.ok(&["--member", through, "plugin", "show", "counter"]);

@@ -100,8 +100,12 @@ impl History {
         self.items.len()
     }
 
-    /// Adds an item; false if there are too many.
+    /// Adds an item, unless the base has it: another member's state may be ahead of what this one was told. False if
+    /// there are too many.
     pub(super) fn push(&mut self, item: Item) -> bool {
+        if item.index <= self.base.index {
+            return true;
+        }
         self.bytes += item.frame.len();
         self.items.push_back(item);
         self.items.len() - self.done <= LAG_MAX && self.bytes <= BYTES_MAX
@@ -303,6 +307,17 @@ mod tests {
         history.rebase(Base { index: 13, config: Bytes::new(), state });
         assert_eq!(all(&mut history), ["14", "15"], "and nothing is suspected any more");
         assert!(history.is_done_to(3) && !history.is_done_to(4));
+    }
+
+    #[test]
+    fn what_a_state_from_ahead_has_in_it_is_not_told_again() {
+        let mut history = history(2);
+        let state = Start::From(Bytes::from_static(b"state"));
+        history.rebase(Base { index: 14, config: Bytes::new(), state });
+        for index in 13..=16 {
+            assert!(history.push(item(index)));
+        }
+        assert_eq!(all(&mut history), ["15", "16"]);
     }
 
     #[test]

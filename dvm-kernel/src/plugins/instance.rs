@@ -45,6 +45,8 @@ const LAUNCH: Duration = Duration::from_secs(30);
 const SNAPSHOT: Duration = Duration::from_secs(10);
 /// Between two rounds of asking for a snapshot.
 const ROUND: Duration = Duration::from_millis(100);
+/// The same while there is none at all.
+const SOON: Duration = Duration::from_millis(5);
 /// Messages that wait for an instance's task; it takes them whatever its child does.
 const INBOX: usize = 1_024;
 
@@ -236,7 +238,7 @@ pub(super) fn start<P: Peers>(shared: Arc<Shared<P>>, beginning: Beginning) -> H
         applies: matches!(spec.mode, Mode::Parallel | Mode::Hot),
         primary: None,
         child_config: base.config.clone(),
-        asked: (Instant::now(), false),
+        asked: (Instant::now() - ROUND, false),
         config: base.config.clone(),
         history: History::new(base, spec.stateless),
         spec,
@@ -287,13 +289,12 @@ impl<P: Peers> Instance<P> {
     /// Asks the primary for a snapshot, if this instance only keeps what it is told and has kept enough.
     fn ask_for_newer(&mut self) {
         let since = Instant::now().duration_since(self.asked.0);
-        let missing = self.history.base().state == Start::Elsewhere;
         let due = match self.spec.snapshot_every {
-            _ if missing => true,
+            _ if !self.has_state() => true,
             SnapshotEvery::Items(items) => self.history.kept() as u64 >= items,
             SnapshotEvery::Ms(ms) => self.history.kept() > 0 && since >= Duration::from_millis(ms),
         };
-        if self.applies || self.spec.stateless || self.asked.1 || !due || since < ROUND && !missing {
+        if self.applies || self.spec.stateless || self.asked.1 || !due || since < self.round() {
             return;
         }
         self.asked = (Instant::now(), true);
@@ -312,17 +313,28 @@ impl<P: Peers> Instance<P> {
     /// When to look again whether a newer snapshot is wanted.
     fn ask_again(&self) -> Instant {
         let every = match self.spec.snapshot_every {
-            SnapshotEvery::Ms(ms) => Duration::from_millis(ms),
-            SnapshotEvery::Items(_) => ROUND,
+            SnapshotEvery::Ms(ms) if self.has_state() => Duration::from_millis(ms),
+            _ => Duration::ZERO,
         };
-        Instant::now() + every.max(ROUND)
+        Instant::now() + every.max(self.round())
+    }
+
+    fn round(&self) -> Duration {
+        if self.has_state() { ROUND } else { SOON }
+    }
+
+    /// Whether it has a state to begin from.
+    fn has_state(&self) -> bool {
+        self.history.base().state != Start::Elsewhere
     }
 
     /// A newer snapshot is the base from now on, if it is still wanted.
     fn newer(&mut self, bundle: Option<Bundle>) {
         self.asked.1 = false;
         let Some(Bundle { index, config, state, replies }) = bundle else { return };
-        if !self.applies && index > self.history.base().index {
+        let base = self.history.base();
+        let is_newer = index > base.index || index == base.index && base.state == Start::Elsewhere;
+        if !self.applies && is_newer {
             self.replies.extend(replies);
             self.history.rebase(Base { index, config, state: Start::From(state) });
             self.settle_up_to(index);

@@ -260,6 +260,8 @@ async fn standbys_of_every_mode_take_over_with_all_that_was_counted() {
             assert_eq!(world.reply(primary(&world), last).await, value(sum), "{mode:?}, round {round}");
             if round == 1 {
                 world.until(is_whole).await;
+                // Whoever keeps the state from now on gets it first.
+                tokio::time::sleep(Duration::from_millis(200)).await;
                 let again = world.reply(primary(&world), first).await;
                 assert!(again == value(100) || again == Err(ReplyError::Gone), "{mode:?}: {again:?}");
             }
@@ -352,6 +354,26 @@ async fn an_upgrade_that_fails_leaves_the_old_one_running_everywhere() {
         assert_eq!(world.reply(at, last).await, value(5));
         assert_eq!(world.pid(at).await, pids[at]);
     }
+}
+
+#[tokio::test]
+async fn an_instance_that_uses_more_processor_time_than_it_may_is_ended() {
+    let mut world = World::new(1).await;
+    let asked = |spec: &mut PluginSpec| spec.limits.cpu_ms = Some(40);
+    assert!(world.load(&[], asked).await.committed);
+    let deadline = Instant::now() + world::LIMIT;
+    while world.count("instance-failed") == 0 {
+        assert!(Instant::now() < deadline, "it goes on for ever");
+        for _ in 0..1_000 {
+            world.command(json!({"add": 1})).await;
+        }
+        world.reports().await;
+    }
+    let cause = world.events.iter().find_map(|kind| match kind {
+        EventKind::InstanceFailed { failure, .. } => Some(failure.cause.clone()),
+        _ => None,
+    });
+    assert_eq!(cause.as_deref(), Some("cpu-limit"));
 }
 
 /// Not a promise, a figure: `cargo test -p dvm-kernel --release -- --nocapture commands_a_second`.

@@ -99,6 +99,8 @@ impl Actors {
 impl World {
     /// A member's instance was promoted.
     pub(crate) fn promoted(&mut self, pid: usize, plugin: String, fence: Fence, from: Time) {
+        // It may have been the primary before, and lost that by an entry of the same moment.
+        self.demoted(pid);
         self.actors.promotions += 1;
         let process = &self.processes[pid];
         let Some(state) = process.member.state() else { return };
@@ -116,6 +118,7 @@ impl World {
 
     /// A member's lease changed.
     pub(crate) fn leased(&mut self, pid: usize, until: Time) {
+        self.demoted(pid);
         let (process, now_us) = (&self.processes[pid], self.now());
         let (member, until_us) = (process.id(), process.global_us(until));
         let verdict = self.actors.leased(member, now_us, until_us);

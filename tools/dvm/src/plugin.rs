@@ -256,6 +256,26 @@ pub(crate) fn load_simply(
     path: &Path,
     timeout: Duration,
 ) -> Result<TransactionDoc, Failure> {
+    load_as(client, path, "parallel", None, timeout)
+}
+
+/// Loads a library in mode `hot`.
+pub(crate) fn load_hot(
+    client: &mut Client,
+    path: &Path,
+    instances: u16,
+    timeout: Duration,
+) -> Result<TransactionDoc, Failure> {
+    load_as(client, path, "hot", Some(instances), timeout)
+}
+
+fn load_as(
+    client: &mut Client,
+    path: &Path,
+    mode: &str,
+    instances: Option<u16>,
+    timeout: Duration,
+) -> Result<TransactionDoc, Failure> {
     let library = library::read(path)?;
     let load = Load {
         name: library.manifest.name.clone(),
@@ -263,14 +283,14 @@ pub(crate) fn load_simply(
         payload: library.manifest.payload.clone(),
         hash: library.hash.clone(),
         size: library.bytes.len() as u64,
-        mode: "parallel".into(),
+        mode: mode.into(),
         placement: "process".into(),
         config: BTreeMap::new(),
         restart_times: 3,
         restart_window_ms: 60_000,
         deadline_ms: 5_000,
         stateless: false,
-        instances: None,
+        instances,
         on: Vec::new(),
         only_confirmed: false,
         snapshot_every: Every::default(),

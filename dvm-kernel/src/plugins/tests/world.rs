@@ -317,16 +317,21 @@ impl World {
     pub(super) async fn until(&mut self, done: impl Fn(&Self) -> bool) {
         let waited = timeout(LIMIT, async {
             while !done(self) {
-                for at in 0..self.managers.len() {
-                    if let Ok(FromPlugins::Report(report)) = self.managers[at].from.try_recv() {
-                        self.submit(Change::Instance(report)).await;
-                    }
-                }
+                self.reports().await;
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });
         if waited.await.is_err() {
             panic!("it does not come to pass; events: {:?}", self.events);
+        }
+    }
+
+    /// Orders what managers have reported.
+    pub(super) async fn reports(&mut self) {
+        for at in 0..self.managers.len() {
+            if let Ok(FromPlugins::Report(report)) = self.managers[at].from.try_recv() {
+                self.submit(Change::Instance(report)).await;
+            }
         }
     }
 
