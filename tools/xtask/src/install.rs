@@ -20,10 +20,10 @@ use std::path::{Path, PathBuf};
 const BINARIES: [&str; 2] = ["dvm", "dvm-kernel"];
 
 /// Plug-ins.
-const PLUGINS: [&str; 1] = ["libcounter.so"];
+const PLUGINS: [&str; 2] = ["libcounter.so", "libhooks.so"];
 
-/// The package of the client for C.
-const CLIENT: &str = "dvm-capi";
+/// Packages beyond those of the demo: the client for C, and the plug-ins.
+const MORE: [&str; 2] = ["dvm-capi", "dvm-plugin-hooks"];
 
 /// Under which name the client for C is looked for at run time.
 const SONAME: &str = "libdvm.so.1";
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             None => bail!("HOME is not set; say where to with --prefix"),
         },
     };
-    build(&[&PACKAGES[..], &[CLIENT]].concat())?;
+    build(&[&PACKAGES[..], &MORE].concat())?;
     for binary in BINARIES {
         put(&built("release").join(binary), &prefix.join("bin"))?;
     }
