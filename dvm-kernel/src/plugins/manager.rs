@@ -6,7 +6,7 @@ use super::instance::{self, Announce, Beginning, Handle, Message, Phase, Tells};
 use super::launch::{Trouble, Until, is_possible, launch};
 use super::link::Link;
 use super::roster::Roster;
-use super::{FromPlugins, Peers, ReplyError, ToPlugins, payload};
+use super::{Execution, FromPlugins, Peers, ReplyError, ToPlugins, payload};
 use bytes::Bytes;
 use dvm_core::Delivery;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
@@ -131,8 +131,8 @@ struct Manager<P> {
     /// Loads that have ended, from their tasks.
     ended: (mpsc::UnboundedSender<Executed>, mpsc::UnboundedReceiver<Executed>),
     /// How executions ended, the last ones, and who waits for the end of others.
-    said: VecDeque<(TransactionId, Result<(), String>)>,
-    askers: BTreeMap<TransactionId, Vec<oneshot::Sender<Option<Result<(), String>>>>>,
+    said: VecDeque<(TransactionId, Execution)>,
+    askers: BTreeMap<TransactionId, Vec<oneshot::Sender<Option<Execution>>>>,
     /// Snapshots asked for by members that are ahead.
     parked: Vec<Parked>,
     /// Unloaded plug-ins whose processes may still be ending.

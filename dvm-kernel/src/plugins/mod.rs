@@ -114,7 +114,7 @@ pub(crate) enum ToPlugins {
         /// Which.
         transaction: TransactionId,
         /// Whether it succeeded, or why not.
-        answer: oneshot::Sender<Option<Result<(), String>>>,
+        answer: oneshot::Sender<Option<Execution>>,
     },
     /// Kills this kernel's instance of a plug-in (chaos).
     Kill {
@@ -129,6 +129,9 @@ pub(crate) enum ToPlugins {
         done: oneshot::Sender<()>,
     },
 }
+
+/// How a member's execution of a transaction ended: well, or why not.
+pub(crate) type Execution = Result<(), String>;
 
 /// Why an instance has no reply.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -174,7 +177,7 @@ pub(crate) trait Peers: Send + Sync + 'static {
         &self,
         by: MemberId,
         transaction: TransactionId,
-    ) -> impl Future<Output = Option<Result<(), String>>> + Send;
+    ) -> impl Future<Output = Option<Execution>> + Send;
 
     /// A snapshot of another member's instance ([`ToPlugins::Snapshot`] over there).
     fn snapshot(

@@ -350,9 +350,9 @@ async fn an_upgrade_that_fails_leaves_the_old_one_running_everywhere() {
     assert_eq!((by(0).stage.as_str(), by(0).code.as_str()), ("check", "canary"), "it waits for the canary");
     assert!(by(0).reason.contains("canary says"), "{:?}", by(0));
     let last = world.command(json!({"add": 1})).await;
-    for at in 0..2 {
+    for (at, pid) in pids.into_iter().enumerate() {
         assert_eq!(world.reply(at, last).await, value(5));
-        assert_eq!(world.pid(at).await, pids[at]);
+        assert_eq!(world.pid(at).await, pid);
     }
 }
 
