@@ -5,7 +5,7 @@
 //! they keep pointers into libraries; the layout check here runs both ways, each with caches of its own, and accepts if
 //! either holds: so old plug-ins run on new hosts and new ones on old hosts.
 
-use crate::abi::{Handle, HostCalls, Out, PluginModuleRef, SYMBOL, status};
+use crate::abi::{Handle, HostCallsRef, Out, PluginModuleRef, SYMBOL, status};
 use crate::plugin::{Meta, Role};
 use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::{
@@ -116,7 +116,7 @@ impl Module {
     ///
     /// # Errors
     /// The plug-in's reason, or its panic.
-    pub fn validate(&self, config: &[u8], place: &[u8], calls: HostCalls) -> Result<(), CallError> {
+    pub fn validate(&self, config: &[u8], place: &[u8], calls: HostCallsRef) -> Result<(), CallError> {
         let validate = self.0.validate();
         call(|out| validate(config.into(), place.into(), calls, out)).map(drop)
     }
@@ -125,7 +125,7 @@ impl Module {
     ///
     /// # Errors
     /// The plug-in's reason, or its panic.
-    pub fn start(&self, config: &[u8], place: &[u8], calls: HostCalls) -> Result<Instance, CallError> {
+    pub fn start(&self, config: &[u8], place: &[u8], calls: HostCallsRef) -> Result<Instance, CallError> {
         let start = self.0.start();
         let mut handle = Handle::from_raw(std::ptr::null_mut());
         call(|out| start(config.into(), place.into(), calls, &mut handle, out))?;

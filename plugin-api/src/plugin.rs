@@ -3,7 +3,7 @@
 //! How the callbacks travel between a plug-in and its host is the matter of [`abi`](crate::abi) and
 //! [`export`](crate::export).
 
-use crate::abi::{HostCalls, level};
+use crate::abi::{HostCallsRef, level};
 use abi_stable::std_types::RSlice;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -208,7 +208,7 @@ pub struct Place {
 #[derive(Clone)]
 pub struct Host {
     place: Arc<RwLock<Place>>,
-    calls: Option<HostCalls>,
+    calls: Option<HostCallsRef>,
 }
 
 impl Host {
@@ -218,7 +218,7 @@ impl Host {
         Self { place: Arc::new(RwLock::new(place)), calls: None }
     }
 
-    pub(crate) fn new(place: Place, calls: HostCalls) -> Self {
+    pub(crate) fn new(place: Place, calls: HostCallsRef) -> Self {
         Self { place: Arc::new(RwLock::new(place)), calls: Some(calls) }
     }
 
@@ -260,7 +260,7 @@ impl Host {
     #[must_use]
     pub fn token(&self) -> Option<u64> {
         let calls = self.calls.as_ref()?;
-        Some((calls.token)(calls.ctx)).filter(|token| *token > 0)
+        Some(calls.token()(calls.ctx())).filter(|token| *token > 0)
     }
 
     /// Writes a line to the kernel's log, with the plug-in's and the member's name. Standard output and error get
@@ -268,7 +268,7 @@ impl Host {
     pub fn log(&self, text: impl fmt::Display) {
         let text = text.to_string();
         match &self.calls {
-            Some(calls) => (calls.log)(calls.ctx, level::INFO, RSlice::from_slice(text.as_bytes())),
+            Some(calls) => calls.log()(calls.ctx(), level::INFO, RSlice::from_slice(text.as_bytes())),
             None => eprintln!("{text}"),
         }
     }
