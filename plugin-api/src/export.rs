@@ -81,9 +81,9 @@ struct Instance<P> {
 }
 
 /// Why a call has no result: a status and its text.
-type Stopped = (u32, String);
+pub(crate) type Stopped = (u32, String);
 
-fn decode<T: DeserializeOwned>(what: &str, bytes: RSlice<'_, u8>) -> Result<T, Stopped> {
+pub(crate) fn decode<T: DeserializeOwned>(what: &str, bytes: RSlice<'_, u8>) -> Result<T, Stopped> {
     rmp_serde::from_slice(bytes.as_slice())
         .map_err(|error| (status::MALFORMED, format!("{what}: {}", plain(&error))))
 }

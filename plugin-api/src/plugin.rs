@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
+/// What a plug-in without queries says to one.
+pub(crate) const NO_QUERIES: &str = "this plug-in answers no queries; send an ordered command";
+
 /// What a callback returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -88,7 +91,7 @@ pub trait Plugin: Sized + Send + 'static {
     /// Told to whoever asked.
     fn query(&self, command: Self::Command) -> Result<Self::Reply> {
         let _ = command;
-        Err(Error::new("this plug-in answers no queries; send an ordered command"))
+        Err(Error::new(NO_QUERIES))
     }
 
     /// A new configuration, which every member has validated. By default it counts from the next start.
