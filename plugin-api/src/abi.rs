@@ -7,14 +7,16 @@
 //! - Payloads (configuration, command, reply) are in the format the manifest names. What host and plug-in tell each
 //!   other ([`Meta`](crate::Meta), [`Event`](crate::Event), [`Place`](crate::Place)) is MessagePack with named fields,
 //!   so that either side may know fields the other does not.
-//! - The table grows below `last_prefix_field`; a function that an older plug-in lacks is `None` to a newer host.
-//!   Everything above it stays as it is, down to the names of parameters: the layout check compares them.
+//! - Both tables, [`PluginModule`] and [`HostCalls`], grow below `last_prefix_field` and are passed by reference; a
+//!   function that an older side lacks is `None` to a newer one. Everything above it stays as it is, down to the names
+//!   of parameters: the layout check compares them.
 //!
 //! When a function may be called is said by a tag: `[any]` before `start`, `[instance]` with a handle from `start` that
 //! was not given to `stop`. A host calls functions of one instance from one thread at a time.
 
 use abi_stable::StableAbi;
 use abi_stable::library::RootModule;
+use abi_stable::prefix_type::PrefixTypeTrait;
 use abi_stable::sabi_types::VersionStrings;
 use abi_stable::std_types::RSlice;
 
@@ -94,22 +96,33 @@ pub struct Out {
     pub write: extern "C" fn(ctx: *mut (), bytes: RSlice<'_, u8>),
 }
 
-/// What a plug-in may ask of its host, from any thread, for as long as the instance lives.
+/// What a plug-in may ask of its host, from any thread, for as long as the process lives.
 #[repr(C)]
-#[derive(Clone, Copy, StableAbi)]
+#[derive(StableAbi)]
+#[sabi(kind(Prefix(prefix_ref = HostCallsRef)))]
+#[sabi(missing_field(option))]
 pub struct HostCalls {
     /// Given to the functions.
     pub ctx: *const (),
     /// Writes a line of text to the log, at a [`level`].
     pub log: extern "C" fn(ctx: *const (), level: u8, text: RSlice<'_, u8>),
     /// The token under which the instance may act on the world at this moment; 0 if it may not.
+    #[sabi(last_prefix_field)]
     pub token: extern "C" fn(ctx: *const ()) -> u64,
 }
 
+impl HostCalls {
+    /// The table as it is passed: for ever, since a plug-in may keep it.
+    #[must_use]
+    pub fn leak(self) -> HostCallsRef {
+        self.leak_into_prefix()
+    }
+}
+
 // SAFETY: whoever makes one promises that its functions may be called from any thread.
-unsafe impl Send for HostCalls {}
+unsafe impl Send for HostCallsRef {}
 // SAFETY: as above.
-unsafe impl Sync for HostCalls {}
+unsafe impl Sync for HostCallsRef {}
 
 /// A plug-in's functions.
 #[repr(C)]
@@ -119,12 +132,12 @@ unsafe impl Sync for HostCalls {}
 pub struct PluginModule {
     /// Whether a configuration would do at this place. `[any]`
     pub validate:
-        extern "C" fn(config: RSlice<'_, u8>, place: RSlice<'_, u8>, calls: HostCalls, out: Out) -> u32,
+        extern "C" fn(config: RSlice<'_, u8>, place: RSlice<'_, u8>, calls: HostCallsRef, out: Out) -> u32,
     /// Makes an instance; the handle is written only with [`status::OK`]. `[any]`
     pub start: extern "C" fn(
         config: RSlice<'_, u8>,
         place: RSlice<'_, u8>,
-        calls: HostCalls,
+        calls: HostCallsRef,
         instance: &mut Handle,
         out: Out,
     ) -> u32,

@@ -1,7 +1,7 @@
 //! From a [`Plugin`] to the functions of the [ABI](crate::abi): what [`export_plugin!`](crate::export_plugin) is made
 //! of.
 
-use crate::abi::{Handle, HostCalls, Out, PluginModule, PluginModuleRef, role, status};
+use crate::abi::{Handle, HostCallsRef, Out, PluginModule, PluginModuleRef, role, status};
 use crate::plugin::{Event, Host, Meta, Place, Plugin, Role};
 use abi_stable::library::RootModuleResult;
 use abi_stable::prefix_type::PrefixTypeTrait;
@@ -81,9 +81,9 @@ struct Instance<P> {
 }
 
 /// Why a call has no result: a status and its text.
-type Stopped = (u32, String);
+pub(crate) type Stopped = (u32, String);
 
-fn decode<T: DeserializeOwned>(what: &str, bytes: RSlice<'_, u8>) -> Result<T, Stopped> {
+pub(crate) fn decode<T: DeserializeOwned>(what: &str, bytes: RSlice<'_, u8>) -> Result<T, Stopped> {
     rmp_serde::from_slice(bytes.as_slice())
         .map_err(|error| (status::MALFORMED, format!("{what}: {}", plain(&error))))
 }
@@ -144,7 +144,7 @@ fn with<P: Plugin>(
 extern "C" fn validate<P: Plugin>(
     config: RSlice<'_, u8>,
     place: RSlice<'_, u8>,
-    calls: HostCalls,
+    calls: HostCallsRef,
     out: Out,
 ) -> u32 {
     guard(out, || {
@@ -157,7 +157,7 @@ extern "C" fn validate<P: Plugin>(
 extern "C" fn start<P: Plugin>(
     config: RSlice<'_, u8>,
     place: RSlice<'_, u8>,
-    calls: HostCalls,
+    calls: HostCallsRef,
     instance: &mut Handle,
     out: Out,
 ) -> u32 {

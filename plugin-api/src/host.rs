@@ -3,9 +3,10 @@
 //! Loading runs the library's initializers, so [`manifest::read`](crate::manifest::read) comes first. A library is
 //! never unloaded: its process ends. `abi_stable`'s own loading functions and global layout caches are left alone, since
 //! they keep pointers into libraries; the layout check here runs both ways, each with caches of its own, and accepts if
-//! either holds: so old plug-ins run on new hosts and new ones on old hosts.
+//! either holds: so old plug-ins run on new hosts and new ones on old hosts. A library in C exports another table, which
+//! [`c`] turns into the same functions.
 
-use crate::abi::{Handle, HostCalls, Out, PluginModuleRef, SYMBOL, status};
+use crate::abi::{Handle, HostCallsRef, Out, PluginModuleRef, SYMBOL, status};
 use crate::plugin::{Meta, Role};
 use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::{
@@ -16,6 +17,8 @@ use abi_stable::std_types::RSlice;
 use abi_stable::type_layout::{TLFieldOrFunction, TypeLayout};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::path::Path;
+
+mod c;
 
 /// Why a library that passed the check of its file could not be loaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -76,7 +79,14 @@ pub enum CallError {
 
 /// A loaded library.
 #[derive(Clone, Copy)]
-pub struct Module(PluginModuleRef);
+pub struct Module(Kind);
+
+/// In what it is written.
+#[derive(Clone, Copy)]
+enum Kind {
+    Rust(PluginModuleRef),
+    C(c::Library),
+}
 
 /// A running instance. Calls come from one thread at a time.
 pub struct Instance {
@@ -101,35 +111,55 @@ impl Module {
         let library = library.map_err(|error| loader_error(&error))?;
         // SAFETY: the manifest says that the library is ours, and then the symbol is an `abi_stable` header.
         let header = unsafe { library.get::<AbiHeaderRef>(SYMBOL).map(|symbol| *symbol) };
+        // SAFETY: the manifest says that the library is ours, and then the symbol is a table as dvm_plugin.h has it.
+        let table = unsafe { library.get::<*const c::Table>(c::SYMBOL).map(|symbol| *symbol) };
         std::mem::forget(library);
         let abi = |reason: String| LoadError::Abi { reason };
-        let header = header.map_err(|_| abi(format!("it does not export {SYMBOL}")))?;
+        let header = match (header, table) {
+            (Ok(header), _) => header,
+            // SAFETY: as above.
+            (Err(_), Ok(table)) => {
+                return unsafe { c::Library::of(table) }.map(|library| Self(Kind::C(library)));
+            }
+            (Err(_), Err(_)) => return Err(abi(format!("it exports neither {SYMBOL} nor {}", c::SYMBOL))),
+        };
         let header = header.upgrade().map_err(|error| abi(brief(&error.to_string())))?;
         let theirs = header.layout().ok_or_else(|| abi("it does not tell its layout".into()))?;
         check_layouts(PluginModuleRef::LAYOUT, theirs).map_err(|reason| LoadError::Abi { reason })?;
         // SAFETY: the layout was checked just now.
         let module = unsafe { header.init_root_module_with_unchecked_layout::<PluginModuleRef>() };
-        module.map(Self).map_err(|error| abi(brief(&error.to_string())))
+        module.map(|module| Self(Kind::Rust(module))).map_err(|error| abi(brief(&error.to_string())))
     }
 
     /// Whether the configuration would do.
     ///
     /// # Errors
     /// The plug-in's reason, or its panic.
-    pub fn validate(&self, config: &[u8], place: &[u8], calls: HostCalls) -> Result<(), CallError> {
-        let validate = self.0.validate();
-        call(|out| validate(config.into(), place.into(), calls, out)).map(drop)
+    pub fn validate(&self, config: &[u8], place: &[u8], calls: HostCallsRef) -> Result<(), CallError> {
+        let validated = match self.0 {
+            Kind::Rust(module) => call(|out| module.validate()(config.into(), place.into(), calls, out)),
+            Kind::C(library) => call(|out| library.validate(config, place, calls, out)),
+        };
+        validated.map(drop)
     }
 
     /// Starts an instance.
     ///
     /// # Errors
     /// The plug-in's reason, or its panic.
-    pub fn start(&self, config: &[u8], place: &[u8], calls: HostCalls) -> Result<Instance, CallError> {
-        let start = self.0.start();
+    pub fn start(&self, config: &[u8], place: &[u8], calls: HostCallsRef) -> Result<Instance, CallError> {
         let mut handle = Handle::from_raw(std::ptr::null_mut());
-        call(|out| start(config.into(), place.into(), calls, &mut handle, out))?;
-        Ok(Instance { module: self.0, handle })
+        let module = match self.0 {
+            Kind::Rust(module) => {
+                call(|out| module.start()(config.into(), place.into(), calls, &mut handle, out))?;
+                module
+            }
+            Kind::C(library) => {
+                call(|out| library.start(config, place, calls, &mut handle, out))?;
+                c::functions()
+            }
+        };
+        Ok(Instance { module, handle })
     }
 }
 

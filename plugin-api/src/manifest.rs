@@ -34,7 +34,8 @@ impl Manifest {
     }
 }
 
-/// An ELF note with `N` bytes of content, as [`export_plugin!`](crate::export_plugin) places it.
+/// An ELF note with `N` bytes of content, as [`export_plugin!`](crate::export_plugin) places it. `dvm_plugin.h` writes the
+/// same.
 #[repr(C, align(4))]
 #[derive(Debug)]
 pub struct Note<const N: usize> {
@@ -103,7 +104,7 @@ mod reader {
         #[error("it is an ELF file, but no shared library (crate-type `cdylib`, or cc -shared)")]
         NotALibrary,
         /// Any other library or program.
-        #[error("it is no DVM plug-in: it has no manifest (a plug-in says export_plugin!)")]
+        #[error("it is no DVM plug-in: it has no manifest (a plug-in says export_plugin!, in C DVM_PLUGIN)")]
         NoManifest,
         /// A note of ours that does not read.
         #[error("the plug-in's manifest does not read: {reason}")]
@@ -113,7 +114,7 @@ mod reader {
         },
         /// Built with an API this host does not speak.
         #[error(
-            "built with plug-in ABI {theirs}, this host speaks {ours}; build it against a matching dvm-plugin-api"
+            "built with plug-in ABI {theirs}, this host speaks {ours}; build it against a matching dvm-plugin-api, or dvm_plugin.h"
         )]
         Abi {
             /// Its.
@@ -206,6 +207,8 @@ mod reader {
 
     fn manifest(note: &[u8]) -> Result<Manifest, CheckError> {
         let bad = |reason: String| CheckError::BadManifest { reason };
+        // In C a text has a zero behind it.
+        let note = note.strip_suffix(&[0]).unwrap_or(note);
         if note.len() > MANIFEST_MAX {
             return Err(bad(format!("it has {} bytes, at most {MANIFEST_MAX} are allowed", note.len())));
         }

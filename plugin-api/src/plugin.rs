@@ -3,13 +3,16 @@
 //! How the callbacks travel between a plug-in and its host is the matter of [`abi`](crate::abi) and
 //! [`export`](crate::export).
 
-use crate::abi::{HostCalls, level};
+use crate::abi::{HostCallsRef, level};
 use abi_stable::std_types::RSlice;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
+
+/// What a plug-in without queries says to one.
+pub(crate) const NO_QUERIES: &str = "this plug-in answers no queries; send an ordered command";
 
 /// What a callback returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -88,7 +91,7 @@ pub trait Plugin: Sized + Send + 'static {
     /// Told to whoever asked.
     fn query(&self, command: Self::Command) -> Result<Self::Reply> {
         let _ = command;
-        Err(Error::new("this plug-in answers no queries; send an ordered command"))
+        Err(Error::new(NO_QUERIES))
     }
 
     /// A new configuration, which every member has validated. By default it counts from the next start.
@@ -208,7 +211,7 @@ pub struct Place {
 #[derive(Clone)]
 pub struct Host {
     place: Arc<RwLock<Place>>,
-    calls: Option<HostCalls>,
+    calls: Option<HostCallsRef>,
 }
 
 impl Host {
@@ -218,7 +221,7 @@ impl Host {
         Self { place: Arc::new(RwLock::new(place)), calls: None }
     }
 
-    pub(crate) fn new(place: Place, calls: HostCalls) -> Self {
+    pub(crate) fn new(place: Place, calls: HostCallsRef) -> Self {
         Self { place: Arc::new(RwLock::new(place)), calls: Some(calls) }
     }
 
@@ -260,7 +263,7 @@ impl Host {
     #[must_use]
     pub fn token(&self) -> Option<u64> {
         let calls = self.calls.as_ref()?;
-        Some((calls.token)(calls.ctx)).filter(|token| *token > 0)
+        Some(calls.token()(calls.ctx())).filter(|token| *token > 0)
     }
 
     /// Writes a line to the kernel's log, with the plug-in's and the member's name. Standard output and error get
@@ -268,7 +271,7 @@ impl Host {
     pub fn log(&self, text: impl fmt::Display) {
         let text = text.to_string();
         match &self.calls {
-            Some(calls) => (calls.log)(calls.ctx, level::INFO, RSlice::from_slice(text.as_bytes())),
+            Some(calls) => calls.log()(calls.ctx(), level::INFO, RSlice::from_slice(text.as_bytes())),
             None => eprintln!("{text}"),
         }
     }

@@ -397,8 +397,10 @@ fn all_parts_name_one_version() {
 fn the_header_names_the_same_bits() {
     let header = page("plugin-api/capi/include/dvm.h");
     let bit = |name: &str| {
-        let line = header.lines().find(|line| line.starts_with(&format!("#define DVM_{name} ")));
-        let hex = line.and_then(|line| line.split("0x").nth(1)).and_then(|rest| rest.split(')').next());
+        let begins = [format!("#define DVM_{name} "), format!("enum {{ DVM_{name} = ")];
+        let line = header.lines().find(|line| begins.iter().any(|begin| line.starts_with(begin)));
+        let hex =
+            line.and_then(|line| line.split("0x").nth(1)).and_then(|rest| rest.split([')', ' ']).next());
         hex.map(|hex| Families(u64::from_str_radix(hex, 16).expect("hexadecimal")))
     };
     for (name, family) in [

@@ -133,6 +133,18 @@ fn the_plugin_of_the_book_is_the_one_that_is_compiled() {
     assert_eq!(shown, compiled, "docs/plugins.md shows another plug-in than plugin-api/src/lib.rs");
 }
 
+/// `c_plugins.rs` compiles it, loads it and calls it.
+#[test]
+fn the_plugin_in_c_of_the_book_is_the_one_that_is_loaded() {
+    let shown = block(&page("docs/plugins.md"), "## In C", "c");
+    let loaded = page("plugins/counter-c/counter.c");
+    assert_eq!(
+        shown,
+        loaded.trim_end(),
+        "docs/plugins.md shows another plug-in than plugins/counter-c/counter.c"
+    );
+}
+
 #[test]
 fn every_command_is_in_the_book() {
     let user = User::new();

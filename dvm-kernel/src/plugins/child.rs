@@ -6,7 +6,7 @@
 use super::channel::{self, FromChild, ToChild};
 use bytes::BytesMut;
 use dvm_plugin_api::Role;
-use dvm_plugin_api::abi::{HostCalls, Slice};
+use dvm_plugin_api::abi::{HostCalls, HostCallsRef, Slice};
 use dvm_plugin_api::host::{CallError, Instance, Module};
 use rustix::fs::{MemfdFlags, SealFlags, StatVfsMountFlags};
 use rustix::process::{Resource, Rlimit, Signal};
@@ -16,6 +16,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Answers wait for company so long, and no longer.
@@ -234,12 +235,13 @@ fn executable(library: &Path) -> io::Result<PathBuf> {
 }
 
 /// The host's services. A logged line goes to standard error with its level before it, as `sd-daemon(3)` has it.
-fn calls() -> HostCalls {
+fn calls() -> HostCallsRef {
+    static CALLS: OnceLock<HostCallsRef> = OnceLock::new();
     extern "C" fn log(_: *const (), level: u8, text: Slice<'_>) {
         let text = String::from_utf8_lossy(text.as_slice());
         let lines: String = text.lines().map(|line| format!("<{level}>{line}\n")).collect();
         // A log that cannot be written has nowhere to complain.
         let _ = io::stderr().write_all(lines.as_bytes());
     }
-    HostCalls { ctx: std::ptr::null(), log, token: acting::token }
+    *CALLS.get_or_init(|| HostCalls { ctx: std::ptr::null(), log, token: acting::token }.leak())
 }

@@ -67,13 +67,16 @@ enum {
 /* Families of events, the bits of a mask. docs/events.md has every kind and its fields. */
 #define DVM_MEMBER    UINT64_C(0x01) /* member-joined, member-left, member-failed, member-changed */
 #define DVM_INSTANCE  UINT64_C(0x02) /* instance-started, instance-failed, instance-restarted, ... */
-#define DVM_PLUGIN    UINT64_C(0x04) /* plugin-loaded, plugin-unloaded, plugin-configured, plugin-changed, ... */
 #define DVM_CONFIG    UINT64_C(0x08) /* config-changed */
 #define DVM_LABEL     UINT64_C(0x10) /* label-changed, quorum-lost, quorum-regained */
 #define DVM_KEY       UINT64_C(0x20) /* key-changed; not in DVM_ALL */
 #define DVM_SUSPECTED UINT64_C(0x40) /* member-suspected: advisory, may pass; not in DVM_ALL */
 #define DVM_STREAM    UINT64_C(0x80) /* detached, overflow, partition-lost, halting; always told */
 #define DVM_ALL       UINT64_C(0x9f) /* what `dvm events` tells */
+
+/* One more of them: plugin-loaded, plugin-unloaded, plugin-configured, plugin-changed, ... It is no macro, because dvm_plugin.h
+ * has one of that name, which takes arguments; so a file may use both headers. */
+enum { DVM_PLUGIN = 0x04 };
 
 /* An event. Its strings live until the next call of dvm_next_event, dvm_dispatch, dvm_subscribe or dvm_close on its handle,
  * or until the callback that it is given to returns. */

@@ -1,4 +1,5 @@
 use super::*;
+use crate::abi::HostCalls;
 use crate::{Event, Place};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -17,8 +18,8 @@ extern "C" fn none(_: *const ()) -> u64 {
     0
 }
 
-fn calls() -> HostCalls {
-    HostCalls { ctx: std::ptr::null(), log: silent, token: none }
+fn calls() -> HostCallsRef {
+    HostCalls { ctx: std::ptr::null(), log: silent, token: none }.leak()
 }
 
 fn pack(value: &Value) -> Vec<u8> {
@@ -99,23 +100,40 @@ fn a_library_that_is_not_there_and_one_of_another_kind_are_told_apart() {
     assert!(matches!(missing, Err(LoadError::MissingLibrary { .. })));
 }
 
-/// The module of another version: its functions, then those that only it has.
+/// The tables of another version: a function's argument, functions that only it has, those of the host that only it has.
 macro_rules! other_version {
-    ($name:ident, apply($handle:ty) $(, $more:ident)?) => {
+    ($name:ident, apply($handle:ty), token($token:ty) $(, plug-in has $more:ident)? $(, host has $host:ident)?) => {
         #[allow(dead_code, reason = "only its layout is looked at")]
         mod $name {
             use super::super::*;
 
             #[repr(C)]
             #[derive(StableAbi)]
+            #[sabi(kind(Prefix(prefix_ref = HostCallsRef)))]
+            #[sabi(missing_field(option))]
+            pub(super) struct HostCalls {
+                pub(super) ctx: *const (),
+                pub(super) log: extern "C" fn(ctx: *const (), level: u8, text: RSlice<'_, u8>),
+                #[sabi(last_prefix_field)]
+                pub(super) token: extern "C" fn(ctx: *const ()) -> $token,
+                $(pub(super) $host: extern "C" fn(ctx: *const ()),)?
+            }
+
+            #[repr(C)]
+            #[derive(StableAbi)]
             #[sabi(kind(Prefix(prefix_ref = PluginModuleRef)))]
             #[sabi(missing_field(option))]
             pub(super) struct PluginModule {
-                validate: extern "C" fn(config: RSlice<'_, u8>, place: RSlice<'_, u8>, calls: HostCalls, out: Out) -> u32,
+                validate: extern "C" fn(
+                    config: RSlice<'_, u8>,
+                    place: RSlice<'_, u8>,
+                    calls: HostCallsRef,
+                    out: Out,
+                ) -> u32,
                 start: extern "C" fn(
                     config: RSlice<'_, u8>,
                     place: RSlice<'_, u8>,
-                    calls: HostCalls,
+                    calls: HostCallsRef,
                     instance: &mut Handle,
                     out: Out,
                 ) -> u32,
@@ -136,16 +154,35 @@ macro_rules! other_version {
     };
 }
 
-other_version!(newer, apply(Handle), health);
-other_version!(changed, apply(u64));
+other_version!(newer, apply(Handle), token(u64), plug-in has health);
+other_version!(offers_more, apply(Handle), token(u64), host has clock);
+other_version!(newest, apply(Handle), token(u64), plug-in has health, host has clock);
+other_version!(changed, apply(u64), token(u64));
+other_version!(other_host, apply(Handle), token(u32));
 
 #[test]
 fn modules_that_have_grown_fit_both_ways_and_changed_ones_do_not() {
-    let (ours, newer, changed) =
-        (PluginModuleRef::LAYOUT, newer::PluginModuleRef::LAYOUT, changed::PluginModuleRef::LAYOUT);
+    let (ours, changed) = (PluginModuleRef::LAYOUT, changed::PluginModuleRef::LAYOUT);
     assert_eq!(check_layouts(ours, ours), Ok(()));
-    assert_eq!(check_layouts(ours, newer), Ok(()), "a new plug-in on this host");
-    assert_eq!(check_layouts(newer, ours), Ok(()), "this plug-in on a new host");
+    for (grown, layout) in [
+        ("the plug-in's table", newer::PluginModuleRef::LAYOUT),
+        ("the host's", offers_more::PluginModuleRef::LAYOUT),
+        ("both", newest::PluginModuleRef::LAYOUT),
+    ] {
+        assert_eq!(check_layouts(ours, layout), Ok(()), "a new plug-in on this host: {grown}");
+        assert_eq!(check_layouts(layout, ours), Ok(()), "this plug-in on a new host: {grown}");
+    }
     let reason = check_layouts(ours, changed).expect_err("the handle became a number");
     assert_eq!(reason, "apply.fn: expected Handle, found u64");
+    let reason = check_layouts(ours, other_host::PluginModuleRef::LAYOUT).expect_err("the token is another");
+    assert!(reason.contains("expected u64, found u32"), "{reason}");
+}
+
+/// What a plug-in of a newer version asks of this host, and this version of an older one.
+#[test]
+fn what_the_other_side_lacks_is_none() {
+    // SAFETY: the two tables begin alike, which the test above checks; this is what loading does.
+    let seen: newest::HostCallsRef = unsafe { std::mem::transmute(calls()) };
+    assert!(seen.clock().is_none(), "this host has no such function");
+    assert_eq!(seen.token()(seen.ctx()), 0);
 }

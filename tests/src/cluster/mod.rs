@@ -14,7 +14,7 @@ mod writer;
 pub use follower::Follower;
 pub use ground::{Cluster, Ground};
 pub use outcome::Outcome;
-pub use outside::has;
+pub use outside::{has, installed};
 pub use processes::{Process, lives, signal};
 pub use writer::{Writer, key_changes};
 

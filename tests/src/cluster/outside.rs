@@ -15,16 +15,22 @@ use std::process::{Command, Stdio};
 /// Under `CI=true` without one of them.
 #[must_use]
 pub fn has(programs: &[&str], what: &str) -> bool {
-    let missing = |program: &&&str| {
-        let mut version = Command::new(program);
-        version.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        !version.status().is_ok_and(|status| status.success())
-    };
-    let Some(missing) = programs.iter().find(missing) else { return true };
+    let Some(missing) = programs.iter().find(|program| !installed(program)) else { return true };
     assert!(!std::env::var("CI").is_ok_and(|ci| ci == "true"), "CI=true has {missing}, which {what} needs");
     eprintln!("skipped: {what} needs {missing}");
     false
 }
+
+/// Whether a program is installed.
+#[must_use]
+pub fn installed(program: &str) -> bool {
+    let mut version = Command::new(program);
+    version.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    version.status().is_ok_and(|status| status.success())
+}
+
+/// What the compilers complain of.
+const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 
 impl Ground {
     /// Where header, library and Python module are, laid out as an installation.
@@ -40,6 +46,7 @@ impl Ground {
         let sources = root();
         for (from, to) in [
             (sources.join("plugin-api/capi/include/dvm.h"), "include/dvm.h"),
+            (sources.join("plugin-api/capi/include/dvm_plugin.h"), "include/dvm_plugin.h"),
             (built("libdvm.so"), "lib/libdvm.so.1"),
             (built("libdvm.so"), "lib/libdvm.so"),
             (built("libdvm.a"), "lib/libdvm.a"),
@@ -66,11 +73,29 @@ impl Ground {
         let lib = prefix.join("lib");
         let program = self.home().join(source.file_stem().expect("a file"));
         let mut compiler = self.program("cc");
-        compiler.args(["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-D_POSIX_C_SOURCE=200809L"]);
+        compiler.args(STRICT).args(["-std=c11", "-D_POSIX_C_SOURCE=200809L"]);
         compiler.arg("-I").arg(prefix.join("include")).arg(source).arg("-o").arg(&program);
         compiler.arg("-L").arg(&lib).args(link).arg(format!("-Wl,-rpath,{}", lib.display()));
         let _ = self.finish(compiler).exits(0);
         program
+    }
+
+    /// Compiles a plug-in from its source in C (`.c`) or C++, as libNAME.so; `options` are the compiler's.
+    ///
+    /// # Panics
+    /// When the compiler finds anything to complain of.
+    #[must_use]
+    pub fn plugin(&self, source: &Path, name: &str, options: &[&str]) -> PathBuf {
+        let library = self.home().join(format!("lib{name}.so"));
+        let (program, standard) = match source.extension() {
+            Some(c) if c == "c" => ("cc", "-std=c11"),
+            _ => ("c++", "-std=c++17"),
+        };
+        let mut compiler = self.program(program);
+        compiler.args(STRICT).args([standard, "-shared", "-fPIC"]).args(options);
+        compiler.arg("-I").arg(self.prefix().join("include")).arg("-o").arg(&library).arg(source);
+        let _ = self.finish(compiler).exits(0);
+        library
     }
 
     /// Python with a script and arguments, to which the module is at hand.

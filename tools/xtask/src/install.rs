@@ -3,6 +3,7 @@
 //! ```text
 //! bin/dvm, bin/dvm-kernel           programs
 //! include/dvm.h                     the client for C
+//! include/dvm_plugin.h              plug-ins in C
 //! lib/libdvm.so.1, .so, .a
 //! lib/pkgconfig/dvm.pc
 //! lib/dvm/plugins/                  plug-ins
@@ -63,7 +64,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// The client for C and for Python.
 fn client(prefix: &Path) -> Result<()> {
     let (sources, lib) = (root().join("plugin-api"), prefix.join("lib"));
-    put(&sources.join("capi/include/dvm.h"), &prefix.join("include"))?;
+    for header in ["dvm.h", "dvm_plugin.h"] {
+        put(&sources.join("capi/include").join(header), &prefix.join("include"))?;
+    }
     put(&built("release").join("libdvm.a"), &lib)?;
     place(&lib.join(SONAME), |new| copy(&built("release").join("libdvm.so"), new))?;
     place(&lib.join("libdvm.so"), |new| symlink(SONAME, new).context("cannot link"))?;
