@@ -277,6 +277,8 @@ impl<P: Peers> Manager<P> {
         for parked in self.parked.drain(..) {
             let _ = parked.answer.send(None);
         }
+        // Who asked learns that there will be no answer.
+        self.askers.clear();
         while self.ended.1.try_recv().is_ok() {}
     }
 

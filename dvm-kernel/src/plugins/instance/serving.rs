@@ -279,8 +279,13 @@ impl<P: Peers> Instance<P> {
                     return Err(End::Again);
                 }
                 behind(Op::Role { role: role::STANDBY, fence: 0 });
+                // It may be busy for a while before it hears of its role.
+                serving.ops.push_front((0, Op::Lease { until_us: 0 }));
             }
-            Message::Lease { until_us } => serving.ops.push_front((0, Op::Lease { until_us })),
+            Message::Lease { until_us } if self.primary.is_some() => {
+                serving.ops.push_front((0, Op::Lease { until_us }));
+            }
+            Message::Lease { .. } => {}
             Message::Newer(bundle) => self.newer(bundle),
             Message::Around { place, others } => (self.place, self.others) = (place, others),
             Message::Reply { index, asker } => match self.replies.get(index) {
