@@ -23,6 +23,9 @@ use abi_stable::std_types::RSlice;
 /// What a plug-in's library exports: an `abi_stable` library header.
 pub const SYMBOL: &str = "dvm_plugin_header_1";
 
+/// What a plug-in's library in C exports: the table that `dvm_plugin.h` describes.
+pub const C_SYMBOL: &str = "dvm_plugin_v1";
+
 /// The ABI's version, `MAJOR.MINOR`, as manifests name it. One major version loads another minor's plug-ins.
 pub const VERSION: &str = crate::__abi_version!();
 

@@ -6,7 +6,7 @@
 //! either holds: so old plug-ins run on new hosts and new ones on old hosts. A library in C exports another table, which
 //! [`c`] turns into the same functions.
 
-use crate::abi::{Handle, HostCallsRef, Out, PluginModuleRef, SYMBOL, status};
+use crate::abi::{C_SYMBOL, Handle, HostCallsRef, Out, PluginModuleRef, SYMBOL, status};
 use crate::plugin::{Meta, Role};
 use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::{
@@ -112,7 +112,7 @@ impl Module {
         // SAFETY: the manifest says that the library is ours, and then the symbol is an `abi_stable` header.
         let header = unsafe { library.get::<AbiHeaderRef>(SYMBOL).map(|symbol| *symbol) };
         // SAFETY: the manifest says that the library is ours, and then the symbol is a table as dvm_plugin.h has it.
-        let table = unsafe { library.get::<*const c::Table>(c::SYMBOL).map(|symbol| *symbol) };
+        let table = unsafe { library.get::<*const c::Table>(C_SYMBOL).map(|symbol| *symbol) };
         std::mem::forget(library);
         let abi = |reason: String| LoadError::Abi { reason };
         let header = match (header, table) {
@@ -121,7 +121,7 @@ impl Module {
             (Err(_), Ok(table)) => {
                 return unsafe { c::Library::of(table) }.map(|library| Self(Kind::C(library)));
             }
-            (Err(_), Err(_)) => return Err(abi(format!("it exports neither {SYMBOL} nor {}", c::SYMBOL))),
+            (Err(_), Err(_)) => return Err(abi(format!("it exports neither {SYMBOL} nor {}", C_SYMBOL))),
         };
         let header = header.upgrade().map_err(|error| abi(brief(&error.to_string())))?;
         let theirs = header.layout().ok_or_else(|| abi("it does not tell its layout".into()))?;

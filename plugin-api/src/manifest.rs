@@ -69,8 +69,9 @@ pub use reader::{CheckError, MANIFEST_MAX, needed, read};
 #[cfg(feature = "host")]
 mod reader {
     use super::{Manifest, NOTE_OWNER, NOTE_TYPE};
+    use crate::abi::{C_SYMBOL, SYMBOL};
     use object::elf::{self, FileHeader64};
-    use object::read::elf::{FileHeader, ProgramHeader};
+    use object::read::elf::{FileHeader, ProgramHeader, Sym};
     use object::{Endianness, FileKind};
 
     /// Longest manifest, bytes.
@@ -112,6 +113,12 @@ mod reader {
             /// Why.
             reason: String,
         },
+        /// A manifest, and nothing behind it.
+        #[error(
+            "it has a plug-in's manifest, but exports neither {SYMBOL} nor {C_SYMBOL}; was it linked with a list of \
+             symbols that leaves them out?"
+        )]
+        NoTable,
         /// Built with an API this host does not speak.
         #[error(
             "built with plug-in ABI {theirs}, this host speaks {ours}; build it against a matching dvm-plugin-api, or dvm_plugin.h"
@@ -131,7 +138,11 @@ mod reader {
             match self {
                 Self::Empty | Self::NotElf | Self::Corrupt { .. } => "corrupt",
                 Self::WrongMachine { .. } => "wrong-machine",
-                Self::NotALibrary | Self::NoManifest | Self::BadManifest { .. } | Self::Abi { .. } => "abi",
+                Self::NotALibrary
+                | Self::NoManifest
+                | Self::BadManifest { .. }
+                | Self::NoTable
+                | Self::Abi { .. } => "abi",
             }
         }
     }
@@ -188,7 +199,24 @@ mod reader {
                 }
             }
         }
-        manifest(note.ok_or(CheckError::NoManifest)?)
+        let manifest = manifest(note.ok_or(CheckError::NoManifest)?)?;
+        match exports(bytes, &[SYMBOL, C_SYMBOL]) {
+            Ok(false) => Err(CheckError::NoTable),
+            // Loading does without the tables of sections, which is where symbols are looked for here.
+            Ok(true) | Err(_) => Ok(manifest),
+        }
+    }
+
+    /// Whether a library exports one of these symbols.
+    fn exports(bytes: &[u8], names: &[&str]) -> object::read::Result<bool> {
+        let header = FileHeader64::<Endianness>::parse(bytes)?;
+        let endian = header.endian()?;
+        let symbols = header.sections(endian, bytes)?.symbols(endian, bytes, elf::SHT_DYNSYM)?;
+        let found = symbols.iter().filter(|symbol| !symbol.is_undefined(endian)).any(|symbol| {
+            let name = symbol.name(endian, symbols.strings()).unwrap_or_default();
+            names.iter().any(|wanted| wanted.as_bytes() == name)
+        });
+        Ok(found || symbols.is_empty())
     }
 
     /// Names of the libraries that a library needs, as far as its tables read.

@@ -1,6 +1,7 @@
 //! Files that are no plug-in: refused before anything of them is run, with the reason, and nothing changed.
 
-use dvm_tests::cluster::{Cluster, Ground, built};
+use dvm_tests::book::root;
+use dvm_tests::cluster::{Cluster, Ground, built, has};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -66,6 +67,37 @@ fn check_tells_what_is_wrong_with_a_file_without_a_dvm() {
     assert_eq!((&good["name"], &good["ok"]), (&"counter".into(), &true.into()), "{good}");
     assert!(good["needed"].as_array().is_some_and(|needed| !needed.is_empty()), "{good}");
     assert!(!ground.runtime().exists(), "it needs no DVM");
+}
+
+/// Flipped bytes and missing ends: it is said what is wrong, or nothing is; never does the command itself fail.
+#[test]
+fn check_survives_what_is_damaged_at_random() {
+    if !has(&["cc"], "a small plug-in to damage") {
+        return;
+    }
+    let ground = Ground::new();
+    let library = ground.plugin(&root().join("plugins/counter-c/counter.c"), "counter", &[]);
+    let good = fs::read(&library).expect("a plug-in");
+    let (file, mut random) = (ground.home().join("damaged.so"), 1_u64);
+    let mut next = |below: usize| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % below
+    };
+    for round in 0..100 {
+        let mut bad = good.clone();
+        for _ in 0..=next(16) {
+            let at = next(bad.len());
+            bad[at] ^= 1 << next(8);
+        }
+        if round % 2 == 0 {
+            bad.truncate(next(good.len()));
+        }
+        fs::write(&file, &bad).expect("written");
+        let check = ground.json(&["plugin", "check", file.to_str().expect("text")]);
+        assert!(matches!(check.exit, 0 | 1), "round {round}: {check}");
+        let told = check.stderr.lines().chain(check.stdout.lines()).count();
+        assert!((1..=4).contains(&told), "round {round}: {check}");
+    }
 }
 
 #[test]

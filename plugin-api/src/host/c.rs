@@ -5,7 +5,7 @@
 //! here are the header's, and grow with it at their ends.
 
 use super::LoadError;
-use crate::abi::{Handle, HostCallsRef, Out, PluginModule, PluginModuleRef, status};
+use crate::abi::{C_SYMBOL as SYMBOL, Handle, HostCallsRef, Out, PluginModule, PluginModuleRef, status};
 use crate::export::{Stopped, decode};
 use crate::plugin::{Event, Meta, Place};
 use abi_stable::prefix_type::PrefixTypeTrait;
@@ -14,9 +14,6 @@ use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr;
 use std::sync::OnceLock;
-
-/// What a library in C exports: a [`Table`].
-pub(super) const SYMBOL: &str = "dvm_plugin_v1";
 
 /// The major version of the ABI, in the upper half of a table's.
 const MAJOR: u32 = 1;
@@ -175,7 +172,7 @@ unsafe extern "C" fn write(ctx: *const Sink, bytes: *const u8, size: usize) {
 }
 
 impl Library {
-    /// Looks at what a library exports under [`SYMBOL`].
+    /// Looks at what a library exports under [`C_SYMBOL`](crate::abi::C_SYMBOL).
     ///
     /// # Safety
     /// There is a table of some version.

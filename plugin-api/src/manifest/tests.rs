@@ -1,4 +1,8 @@
 use super::*;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// The built example plug-in; it lies beside the tests' own executable.
 fn counter() -> Vec<u8> {
@@ -82,6 +86,15 @@ fn every_shortened_file_is_refused() {
 }
 
 #[test]
+fn a_manifest_without_functions_is_refused() {
+    let mut hidden = counter();
+    while let Some(at) = hidden.windows(19).position(|window| window == b"dvm_plugin_header_1") {
+        hidden[at] = b'D';
+    }
+    check(&hidden, "abi", "exports neither dvm_plugin_header_1 nor dvm_plugin_v1");
+}
+
+#[test]
 fn random_corruption_never_panics() {
     let good = counter();
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
@@ -91,16 +104,75 @@ fn random_corruption_never_panics() {
         random ^= random << 17;
         (random % below as u64) as usize
     };
+    let mut passed = 0;
     for _ in 0..1_000 {
         let mut bad = good.clone();
-        // Most of it where the headers and notes are.
+        // Most of it where the headers and notes are, and where the table of sections is.
         for _ in 0..=next(8) {
-            let within = if next(4) > 0 { 2_048 } else { bad.len() };
-            bad[next(within)] = next(256) as u8;
+            let at = match next(8) {
+                0..4 => next(2_048),
+                4..6 => bad.len() - 1 - next(2_048),
+                _ => next(bad.len()),
+            };
+            bad[at] = next(256) as u8;
         }
         if next(4) == 0 {
             bad.truncate(next(good.len()));
         }
-        let _ = (read(&bad), needed(&bad));
+        passed += usize::from(read(&bad).is_ok());
+        let _ = needed(&bad);
+    }
+    assert!((1..1_000).contains(&passed), "{passed} of 1,000 pass: some hit what counts, some do not");
+}
+
+/// Everything that is installed here, for a minute at most.
+#[test]
+fn every_file_of_the_system_is_looked_at_and_none_panics() {
+    let ends = Instant::now() + Duration::from_secs(60);
+    let (mut left, mut looked, mut libraries) = (vec![PathBuf::from("/usr/lib")], 0, 0);
+    while let Some(directory) = left.pop() {
+        // What may not be listed or read is left out.
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let Ok(kind) = entry.file_type() else { continue };
+            if kind.is_dir() {
+                left.push(entry.path());
+            }
+            let Some(file) = kind.is_file().then(|| File::open(entry.path()).ok()).flatten() else {
+                continue;
+            };
+            let Some(mapped) = Mapped::of(&file) else { continue };
+            looked += 1;
+            libraries += usize::from(matches!(read(mapped.bytes()), Err(CheckError::NoManifest)));
+            let _ = needed(mapped.bytes());
+        }
+        if Instant::now() > ends {
+            eprintln!("not all was looked at within a minute");
+            break;
+        }
+    }
+    assert!(looked > 0 && libraries > 0, "{looked} files, {libraries} libraries");
+}
+
+/// A file's bytes, of which only those are read that are looked at.
+struct Mapped(*mut std::ffi::c_void, usize);
+
+impl Mapped {
+    fn of(file: &File) -> Option<Self> {
+        let size = usize::try_from(file.metadata().ok()?.len()).ok().filter(|size| *size > 0)?;
+        // SAFETY: a place of the kernel's choice, which nothing else refers to.
+        let at = unsafe { mmap(std::ptr::null_mut(), size, ProtFlags::READ, MapFlags::PRIVATE, file, 0) };
+        Some(Self(at.ok()?, size))
+    }
+
+    fn bytes(&self) -> &[u8] {
+        // SAFETY: mapped above for so many bytes; the system's files are not shortened while tests run.
+        unsafe { std::slice::from_raw_parts(self.0.cast(), self.1) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped above, and no borrow is left.
+        let _ = unsafe { munmap(self.0, self.1) };
     }
 }

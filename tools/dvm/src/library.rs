@@ -97,12 +97,21 @@ pub(crate) fn read(path: &Path) -> Result<Library, Failure> {
     };
     let found = fs::metadata(path).map_err(unreadable)?;
     if !found.is_file() || found.len() > LIBRARY_MAX {
-        return Err(usage(format!("{} is no library", path.display())));
+        let why = match found.is_file() {
+            true => format!("it has {} bytes, at most {LIBRARY_MAX} are allowed", found.len()),
+            false => "it is no regular file".into(),
+        };
+        return Err(usage(format!("{} is no library", path.display())).cause(why));
     }
     let bytes = fs::read(path).map_err(unreadable)?;
     let manifest = manifest::read(&bytes).map_err(|error| {
-        Failure::new(FailureCode::Failure, format!("{} is no plug-in that loads here", path.display()))
-            .cause(format!("{} ({})", error, error.code()))
+        let text = format!("{} is no plug-in that loads here", path.display());
+        let failure = Failure::new(FailureCode::Failure, text).cause(format!("{} ({})", error, error.code()));
+        match error.code() {
+            "corrupt" => failure.hint("build it again, or copy the whole file"),
+            "wrong-machine" => failure.hint("build it on a machine like this one"),
+            _ => failure.hint("`dvm plugin new` makes a plug-in to compare with"),
+        }
     })?;
     let hash = blake3::hash(&bytes).to_hex().to_string();
     let mut warnings = Vec::new();

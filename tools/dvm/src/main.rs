@@ -11,6 +11,7 @@ mod history;
 mod leave;
 mod logs;
 mod plugin;
+mod project;
 mod promote;
 mod settings;
 mod show;

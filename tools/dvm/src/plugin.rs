@@ -4,6 +4,7 @@ use crate::context::{Context, status, unexpected};
 use crate::exit::{self, failed, usage};
 use crate::library::{self, Library};
 use crate::parse::{self, Limit};
+use crate::project;
 use crate::selector;
 use crate::show::{plugin_text, plugins};
 use crate::table::Rows;
@@ -63,6 +64,8 @@ pub(crate) enum PluginCommand {
     },
     /// Print all
     List,
+    /// Make a project in a new directory; it builds, tests itself without a DVM, and loads as it is
+    New(project::NewArgs),
     /// Look at a library without running it, and without a DVM
     Check {
         /// The library
@@ -168,6 +171,7 @@ pub(crate) fn run(context: &Context, command: PluginCommand) -> exit::Result {
         }
         PluginCommand::Show { name } => show(context, &name),
         PluginCommand::List => plugins(context),
+        PluginCommand::New(args) => project::new(context, &args),
         PluginCommand::Check { file } => check(context, &file),
     }
 }
