@@ -209,8 +209,6 @@ pub enum Output {
         fence: Fence,
         /// It may not act before: the old primary may hold its lease so long.
         from: Time,
-        /// Effects of commands after this one may not have been carried out.
-        effects: HistoryIndex,
     },
     /// Primaries of this member may act until then, and no longer.
     Lease {

@@ -34,6 +34,11 @@ impl Seat {
         self.silence_ms() / 2
     }
 
+    /// When no lease of a member that is left out now runs any more: clocks may differ by an eighth.
+    fn others_leases_end(&self, cx: &Cx) -> Time {
+        cx.now.plus_ms(self.lease_ms() + self.lease_ms() / 8)
+    }
+
     pub(crate) fn has_primary(&self, cx: &Cx) -> bool {
         self.record.state.plugins.iter().any(|(_, plugin)| plugin.primary == Some(cx.me.id))
     }
@@ -99,7 +104,7 @@ impl Seat {
     pub(crate) fn note_lost_primaries(&mut self, cx: &Cx, proposal: &Proposal) {
         let failed = proposal.departures.iter().filter(|d| matches!(d.why, DepartureCause::Failed { .. }));
         let failed: Vec<_> = failed.map(|departure| departure.member).collect();
-        let over = cx.now.plus_ms(self.lease_ms() + self.lease_ms() / 8);
+        let over = self.others_leases_end(cx);
         for (name, plugin) in self.record.state.plugins.iter() {
             if plugin.primary.is_some_and(|primary| failed.contains(&primary)) {
                 self.lease.lost.insert(name.clone(), over);
@@ -112,7 +117,7 @@ impl Seat {
 
     /// A member that was not there does not know which leases run.
     pub(crate) fn assume_leases(&mut self, cx: &Cx) {
-        let over = cx.now.plus_ms(self.lease_ms() + self.lease_ms() / 8);
+        let over = self.others_leases_end(cx);
         let names = self.record.state.plugins.iter().map(|(name, _)| (name.clone(), over));
         self.lease.lost = names.collect();
     }
@@ -137,8 +142,8 @@ impl Seat {
             let plugin = self.record.state.plugins.get(&name).expect("it was promoted just now");
             let waits = plugin.spec.only_confirmed || self.config().partition == Partition::Quorum;
             let lost = self.lease.lost.get(&name).copied().filter(|until| waits && *until > cx.now);
-            let (from, effects) = (lost.unwrap_or(cx.now), plugin.effects);
-            cx.out.push_back(Output::Primary { plugin: name, fence, from, effects });
+            let from = lost.unwrap_or(cx.now);
+            cx.out.push_back(Output::Primary { plugin: name, fence, from });
         }
         // The echoes that make its lease are asked for at once.
         self.timers.set(Timer::Heartbeat, cx.now);

@@ -1,6 +1,6 @@
 //! The plug-in `hooks`: programs run when something happens.
 
-use dvm_tests::cluster::{Cluster, wait_for};
+use dvm_tests::cluster::{Cluster, lives, wait_for};
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -68,11 +68,21 @@ fn a_program_that_is_missing_or_fails_is_told() {
     let refused = cluster.json(&["plugin", "load", "hooks", "-c", &missing]).exits(4).json();
     let reason = refused["results"][0]["reason"].as_str().expect("a reason").to_owned();
     assert!(reason.contains("missing: No such file"), "{reason}");
-    let run = scripts(Path::new("/bin/false"), "member-");
-    let _ = cluster.ok(&["plugin", "load", "hooks", "-c", &run]);
+    // One that fails, and one that neither reads nor ends, nor what it started.
+    let slow = directory.path().join("slow.sh");
+    let text = format!("#!/bin/sh\nsleep 1000 &\necho $! > {}/pid\nwait\n", directory.path().display());
+    fs::write(&slow, text).expect("there is room");
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let run = json!([{"on": "member-failed", "run": "/bin/false"},
+                     {"on": "member-failed", "run": slow, "timeout_ms": 300}]);
+    let _ = cluster.ok(&["plugin", "load", "hooks", "-c", &format!("scripts={run}")]);
     cluster.kill("k1");
-    wait_for("it is counted", || {
+    wait_for("both are counted", || {
         let status = cluster.ok(&["call", "hooks", r#"{"status":true}"#, "--query"])["reply"].clone();
-        (status["failed"] == 1).then(|| assert!(status["last_error"].to_string().contains("/bin/false")))
+        (status["failed"] == 2)
+            .then(|| assert!(status["last_error"].to_string().contains("killed after 300ms")))
     });
+    let pid = fs::read_to_string(directory.path().join("pid")).expect("it ran");
+    let pid: u32 = pid.trim().parse().expect("a process id");
+    wait_for("what it started is ended, too", || (!lives(pid)).then_some(()));
 }

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,40 +37,61 @@ fn wait_running(cluster: &Cluster, wanted: usize) {
     wait_for("as many instances as are wanted", || (running(cluster).len() == wanted).then_some(()));
 }
 
-/// Adds 1 without pause until it is stopped; how often that was acknowledged, and the longest wait for it.
-fn adder(cluster: &Cluster, through: &str, stop: &Arc<AtomicBool>) -> JoinHandle<(u64, Duration)> {
-    let target = Target { prefer: Some(through.into()), ..Target::new(cluster.place(), "adder") };
-    let stop = Arc::clone(stop);
-    std::thread::spawn(move || {
-        let mut client = Client::connect(target).expect("a kernel");
-        let (mut added, mut longest) = (0, Duration::ZERO);
-        while !stop.load(Ordering::Relaxed) {
-            let (plugin, command) = ("counter".into(), json!({"add": 1}));
-            let request = Request::Call { plugin, command, query: false, fresh: false };
-            let begun = Instant::now();
-            match client.request(request, None, Some(CALL)).expect("a command takes effect") {
-                Answer::Reply { reply: Ok(_), .. } => added += 1,
-                other => panic!("{other:?}"),
-            }
-            longest = longest.max(begun.elapsed());
-        }
-        (added, longest)
-    })
+/// Clients that add 1 without pause.
+struct Adders {
+    stop: Arc<AtomicBool>,
+    /// How often that was acknowledged.
+    added: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Adders {
+    fn start(cluster: &Cluster, through: &[&str]) -> Self {
+        let (stop, added) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let start = |through: &&str| {
+            let target = Target { prefer: Some((*through).into()), ..Target::new(cluster.place(), "adder") };
+            let (stop, added) = (stop.clone(), added.clone());
+            std::thread::spawn(move || {
+                let mut client = Client::connect(target).expect("a kernel");
+                while !stop.load(Ordering::Relaxed) {
+                    let (plugin, command) = ("counter".into(), json!({"add": 1}));
+                    let request = Request::Call { plugin, command, query: false, fresh: false };
+                    match client.request(request, None, Some(CALL)).expect("a command takes effect") {
+                        Answer::Reply { reply: Ok(_), .. } => added.fetch_add(1, Ordering::Relaxed),
+                        other => panic!("{other:?}"),
+                    };
+                }
+            })
+        };
+        let threads = through.iter().map(start).collect();
+        Self { stop, added, threads }
+    }
+
+    /// Waits until so many more are acknowledged.
+    fn wait_for(&self, more: u64) {
+        let enough = self.added.load(Ordering::Relaxed) + more;
+        wait_for("more to be added", || (self.added.load(Ordering::Relaxed) >= enough).then_some(()));
+    }
+
+    /// Stops them; how often they added.
+    fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().expect("it did not panic"));
+        self.added.load(Ordering::Relaxed)
+    }
 }
 
 /// Kernels of primaries are killed one after another while clients add: what was acknowledged is counted, once.
 fn primaries_die(mode: &str, how: &[&str]) {
     let cluster = Cluster::up(5, &[]);
     let _ = load(&cluster, &[&["--mode", mode], how].concat());
-    let stop = Arc::new(AtomicBool::new(false));
-    let adders: Vec<_> = ["k0", "k2", "k4"].map(|through| adder(&cluster, through, &stop)).into();
+    let adders = Adders::start(&cluster, &["k0", "k2", "k4"]);
     for _ in 0..3 {
-        std::thread::sleep(Duration::from_millis(300));
+        adders.wait_for(100);
         signal(cluster.pid(&primary(&cluster)), Signal::KILL);
-        std::thread::sleep(Duration::from_millis(300));
     }
-    stop.store(true, Ordering::Relaxed);
-    let added = adders.into_iter().map(|adder| adder.join().expect("it did not panic").0).sum::<u64>();
+    adders.wait_for(100);
+    let added = adders.stop();
     assert!(added > 0);
     assert_eq!(cluster.ok(&["call", "counter", r#"{"get":true}"#])["reply"]["value"], added);
     let events = cluster.json(&["--json-lines", "events", "--since", "all", "--kind", "instance-promoted"]);
@@ -116,9 +137,8 @@ fn an_upgrade_under_load_loses_no_command() {
     let directory = tempfile::tempdir().expect("a directory");
     for (round, mode) in ["hot", "warm", "parallel"].into_iter().enumerate() {
         let _ = load(&cluster, &["--mode", mode]);
-        let stop = Arc::new(AtomicBool::new(false));
-        let adders: Vec<_> = ["k0", "k3"].map(|through| adder(&cluster, through, &stop)).into();
-        std::thread::sleep(Duration::from_millis(200));
+        let adders = Adders::start(&cluster, &["k0", "k3"]);
+        adders.wait_for(100);
         let version = format!("0.2.{round}");
         let newer = counter_of(&version, directory.path()).display().to_string();
         let dry = cluster.ok(&["plugin", "upgrade", "counter", &newer, "--dry-run"]);
@@ -127,9 +147,8 @@ fn an_upgrade_under_load_loses_no_command() {
         let upgraded =
             cluster.ok(&["plugin", "upgrade", "counter", &newer, "--canary", &running(&cluster)[0]]);
         assert_eq!(upgraded["outcome"], "committed", "{upgraded}");
-        std::thread::sleep(Duration::from_millis(200));
-        stop.store(true, Ordering::Relaxed);
-        let added = adders.into_iter().map(|adder| adder.join().expect("it did not panic").0).sum::<u64>();
+        adders.wait_for(100);
+        let added = adders.stop();
         assert_eq!(cluster.ok(&["call", "counter", r#"{"get":true}"#])["reply"]["value"], added, "{mode}");
         assert_eq!(show(&cluster)["version"], version);
         let events = cluster.json(&["--json-lines", "events", "--since", "all", "--kind", "plugin-upgraded"]);

@@ -1,7 +1,7 @@
 //! What can be proposed, and what it answers.
 
 use super::plugins::{InstanceReport, Library, PluginSpec};
-use crate::ids::{Epoch, Fence, HistoryIndex, Lineage, MemberId, Name, TransactionId, ViewId};
+use crate::ids::{Epoch, HistoryIndex, Lineage, MemberId, Name, TransactionId, ViewId};
 use crate::view::{Label, View};
 use crate::wire::{Digest, ExecResult, Identity, Key, Proposal, Summary};
 use alloc::boxed::Box;
@@ -63,15 +63,6 @@ pub enum Change<P = Bytes> {
     Outcome(Outcome),
     /// A kernel tells what became of its own instance of a plug-in.
     Instance(InstanceReport),
-    /// A primary has carried out its commands' effects on the world.
-    Effects {
-        /// Of which plug-in.
-        plugin: Name,
-        /// The token it acted under.
-        fence: Fence,
-        /// Up to which command.
-        upto: HistoryIndex,
-    },
     /// A member leaves with the next view.
     Leave {
         /// Who.

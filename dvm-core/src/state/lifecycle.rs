@@ -86,7 +86,6 @@ impl State {
                     failures: 0,
                     primary: None,
                     fence: None,
-                    effects: step.first,
                     since: step.first,
                 };
                 self.keep_plugin(spec.name.clone(), plugin, false, step);
@@ -132,21 +131,16 @@ impl State {
         self.keep_plugin(report.plugin.clone(), plugin, false, step);
     }
 
-    /// Only the primary that was promoted last knows what it has done.
-    pub(super) fn apply_effects(&mut self, plugin: &Name, fence: Fence, upto: HistoryIndex) {
-        self.plugins.update(plugin, |plugin| {
-            if plugin.fence == Some(fence) {
-                plugin.effects = plugin.effects.max(upto);
-            }
-        });
-    }
-
     /// Instances of those who are gone fail; the others make up for them, and joiners may get some.
     pub(super) fn apply_view_to_plugins(&mut self, gone: &[(MemberId, Name)], step: &mut Step) {
         let all: Vec<_> = self.plugins.iter().map(|(name, plugin)| (name.clone(), plugin.clone())).collect();
         for (name, mut plugin) in all {
             for (member, member_name) in gone {
                 let Some(instance) = plugin.instances.remove(member) else { continue };
+                if instance.state == InstanceState::Keeping {
+                    // Nothing ran there.
+                    continue;
+                }
                 let failure = InstanceFailure {
                     cause: "member-lost".into(),
                     exit_code: None,

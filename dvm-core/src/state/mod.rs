@@ -425,7 +425,6 @@ impl State {
             Change::Transaction(transaction) => self.apply_transaction(*transaction, step),
             Change::Outcome(outcome) => self.apply_outcome(outcome, step),
             Change::Instance(report) => self.apply_instance(&report, step),
-            Change::Effects { plugin, fence, upto } => self.apply_effects(&plugin, fence, upto),
             Change::Leave { member, by } => match self.members.get_mut(&member) {
                 Some(record) => {
                     record.leaving = Some(record.leaving.unwrap_or(by));

@@ -173,8 +173,6 @@ pub struct Plugin {
     pub primary: Option<MemberId>,
     /// The token of the last promotion.
     pub fence: Option<Fence>,
-    /// Up to here the commands' effects on the world are marked as done.
-    pub effects: HistoryIndex,
     /// The entry that loaded it.
     pub since: HistoryIndex,
 }

@@ -119,7 +119,7 @@ impl World {
             }
             Output::Deliver(delivery) => format!("{me} delivers {}", self.entry(&delivery.entry)),
             Output::Execute { transaction, .. } => format!("{me} executes {}", transaction.kind.word()),
-            Output::Primary { plugin, fence, from, .. } => {
+            Output::Primary { plugin, fence, from } => {
                 let waits = if from.0 > self.now_us { ", when the old lease is over" } else { "" };
                 format!("{me} is the primary of {plugin} with token {fence}{waits}")
             }

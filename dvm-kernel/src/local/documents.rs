@@ -488,9 +488,6 @@ fn change(change: &Change, state: &State) -> (&'static str, Option<TransactionId
             let member = state.name_of(report.member);
             ("instance", None, json!({"plugin": report.plugin, "member": member, "what": what}))
         }
-        Change::Effects { plugin, fence, upto } => {
-            ("effects", None, json!({"plugin": plugin, "fence": fence, "upto": upto}))
-        }
         Change::Leave { member, by } => {
             ("leave", None, json!({"member": state.name_of(*member), "by": leave_by(*by)}))
         }

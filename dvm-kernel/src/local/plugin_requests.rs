@@ -4,7 +4,7 @@ use super::Server;
 use super::changes::{accepted, strange};
 use super::documents;
 use super::requests::Ask;
-use super::roles::Answerer;
+use super::roles::{Acts, Answerer};
 use crate::peer::BlobError;
 use crate::plugins::{ReplyError, ToPlugins, from_json};
 use crate::security::ticket::unhex;
@@ -21,7 +21,7 @@ use serde_json::Value;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 /// How long another member may take to answer for us.
 const RELAY: Duration = Duration::from_secs(60);
@@ -355,13 +355,15 @@ impl Server {
                 let roles = self.roles.borrow();
                 (roles.answerer(plugin) == Answerer::Anybody, roles.mine(plugin, self.clock.now()))
             };
-            match mine {
+            let look = match mine {
                 _ if anybody => return true,
                 None => return false,
-                Some(true) => return true,
-                // Its lease is renewed, or its time comes.
-                Some(false) => drop(timeout(AGAIN, seen.changed()).await),
-            }
+                Some(Acts::Now) => return true,
+                Some(Acts::From(from)) => self.clock.instant(from).min(deadline),
+                Some(Acts::WithALease) => deadline,
+            };
+            // A renewed lease and another role are told; that its time has come is not.
+            let _ = timeout_at(look, seen.changed()).await;
         }
         false
     }

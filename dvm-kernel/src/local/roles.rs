@@ -29,6 +29,17 @@ pub(crate) enum Answerer {
     Primary(Option<Name>),
 }
 
+/// When a primary may act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Acts {
+    /// At this moment.
+    Now,
+    /// Not before then, for another may hold its lease so long.
+    From(Time),
+    /// Once its lease is renewed.
+    WithALease,
+}
+
 impl Roles {
     pub(super) fn delivered(&mut self, delivery: &Delivery) {
         if let Some(ended) = delivery.ended.as_deref().filter(|ended| ended.committed) {
@@ -93,9 +104,13 @@ impl Roles {
         self.plugins.get(plugin).map_or(Answerer::Anybody, |role| Answerer::Primary(role.primary.clone()))
     }
 
-    /// Whether this member's instance is the primary, and if so, whether it may act now.
-    pub(super) fn mine(&self, plugin: &Name, now: Time) -> Option<bool> {
+    /// Whether this member's instance may act as the primary, if it is that.
+    pub(super) fn mine(&self, plugin: &Name, now: Time) -> Option<Acts> {
         let (_, from) = self.plugins.get(plugin)?.mine?;
-        Some(from <= now && now < self.lease_until)
+        Some(match from {
+            from if from > now => Acts::From(from),
+            _ if now < self.lease_until => Acts::Now,
+            _ => Acts::WithALease,
+        })
     }
 }

@@ -4,7 +4,7 @@ use super::{BLOB_MAX, Blobs, FRAME_MAX, PART, Question, Reply, Through, read_byt
 use crate::net::dial::{DialError, dial};
 use crate::net::hello::Lane;
 use crate::net::{Shared, frame};
-use crate::plugins;
+use crate::plugins::{self, Execution};
 use dvm_core::Snapshot;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
 use std::collections::BTreeMap;
@@ -245,7 +245,7 @@ impl plugins::Peers for Peers {
         Err(why)
     }
 
-    async fn executed(&self, by: MemberId, transaction: TransactionId) -> Option<Result<(), String>> {
+    async fn executed(&self, by: MemberId, transaction: TransactionId) -> Option<Execution> {
         let asked = async {
             let mut stream = self.open(by, &Question::Executed(transaction)).await?;
             match reply(&mut stream, EXECUTION).await? {

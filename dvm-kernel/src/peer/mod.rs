@@ -12,6 +12,7 @@ pub(crate) use ask::Peers;
 pub(crate) use blobs::{BlobError, Blobs};
 pub(crate) use serve::serve;
 
+use crate::plugins::Execution;
 use dvm_core::ids::{HistoryIndex, Name, TransactionId};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -87,7 +88,7 @@ enum Reply {
     /// It has the library, or why not.
     Held(Result<(), String>),
     /// How an execution ended; nothing when its outcome is known already.
-    Executed(Option<Result<(), String>>),
+    Executed(Option<Execution>),
     /// The state is copied, as of this index. [`Through`] is expected.
     Copied(HistoryIndex),
     /// Hashes of history and state at the asked index; nothing if it cannot be brought there.

@@ -235,7 +235,7 @@ pub(super) fn start<P: Peers>(shared: Arc<Shared<P>>, beginning: Beginning) -> H
         inbox,
         own: to.downgrade(),
         gauge: gauge.clone(),
-        applies: matches!(spec.mode, Mode::Parallel | Mode::Hot),
+        applies: all_apply(spec.mode),
         primary: None,
         child_config: base.config.clone(),
         asked: (Instant::now() - ROUND, false),
@@ -337,13 +337,14 @@ impl<P: Peers> Instance<P> {
         if !self.applies && is_newer {
             self.replies.extend(replies);
             self.history.rebase(Base { index, config, state: Start::From(state) });
+            self.gauge.applied.store(index, Ordering::Relaxed);
             self.settle_up_to(index);
         }
     }
 
     /// Whether its role says that it applies what it is told.
     fn is_to_apply(&self) -> bool {
-        matches!(self.spec.mode, Mode::Parallel | Mode::Hot) || self.primary.is_some()
+        all_apply(self.spec.mode) || self.primary.is_some()
     }
 
     /// Failed for good.
@@ -548,6 +549,11 @@ impl<P: Peers> Instance<P> {
             let _ = asker.send(Err(self.not_running(why)));
         }
     }
+}
+
+/// Whether every instance applies what it is told, and not the primary alone.
+fn all_apply(mode: Mode) -> bool {
+    matches!(mode, Mode::Parallel | Mode::Hot)
 }
 
 fn answer(asker: Asker, format: Payload, reply: &Reply) {

@@ -3,16 +3,16 @@
 use super::channel::{ToChild, frame};
 use super::history::{Base, Item, Kind, Start};
 use super::instance::{self, Announce, Beginning, Handle, Message, Phase, Tells};
-use super::launch::{Trouble, Until, is_possible, launch};
+use super::launch::Trouble;
 use super::link::Link;
 use super::roster::Roster;
-use super::{Execution, FromPlugins, Peers, ReplyError, ToPlugins, payload};
+use super::{Execution, FromPlugins, Peers, ReplyError, ToPlugins, payload, prepare};
 use bytes::Bytes;
 use dvm_core::Delivery;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
 use dvm_core::state::{
-    Applied, Change, Content, Ended, Entry, Event, EventKind, InstanceState, Library, Payload, PluginSpec,
-    State, Submission, Transaction, TransactionKind,
+    Applied, Change, Content, Ended, Entry, Event, EventKind, InstanceState, Library, PluginSpec, State,
+    Submission, Transaction, TransactionKind,
 };
 use dvm_core::wire::{ExecResult, Verdict};
 use dvm_plugin_api::Meta;
@@ -225,6 +225,7 @@ impl<P: Peers> Manager<P> {
                 }
             }
             ToPlugins::Executed { transaction, answer } => {
+                self.askers.retain(|_, askers| askers.iter().any(|asker| !asker.is_closed()));
                 let said = self.said.iter().find(|(id, _)| *id == transaction).map(|(_, said)| said.clone());
                 match said {
                     Some(said) => drop(answer.send(Some(said))),
@@ -514,7 +515,7 @@ impl<P: Peers> Manager<P> {
             self.tell(id, Trouble::new("check", "not-found", "it is not loaded here").result());
             return None;
         };
-        let (before, name) = (loaded.spec.library.payload, loaded.spec.name.clone());
+        let payload = loaded.spec.library.payload;
         let spec = PluginSpec { library: library.clone(), ..loaded.spec.clone() };
         let state = if spec.stateless || loaded.instance.is_none() {
             None
@@ -523,38 +524,12 @@ impl<P: Peers> Manager<P> {
             loaded.tell(Message::State { answer }).await;
             Some(answered)
         };
-        let (shared, place, ended) = (self.shared.clone(), self.roster.place(), self.ended.0.clone());
         let canary = canary.filter(|canary| *canary != self.roster.me());
+        let upgrade = prepare::Upgrade { transaction: id, spec, payload, canary, state };
+        let (shared, place, ended) = (self.shared.clone(), self.roster.place(), self.ended.0.clone());
         Some(tokio::spawn(async move {
-            let tried = async {
-                if library_differs(before, &spec) {
-                    let reason = "the new version's payload format is another one";
-                    return Err(Trouble::new("check", "abi", reason));
-                }
-                if let Some(canary) = canary {
-                    let word = timeout_at(deadline, shared.peers.executed(canary, id)).await;
-                    if let Some(Err(reason)) = word.map_err(|_| Trouble::late("check"))? {
-                        return Err(Trouble::new("check", "canary", format!("the canary says: {reason}")));
-                    }
-                }
-                is_possible(&spec)?;
-                let config = payload::config(spec.library.payload, &spec.config)
-                    .map_err(|reason| Trouble::new("validate", "config", reason))?;
-                let fresh = Base { index: 0, config, state: Start::Fresh };
-                let link = launch(&shared, &spec, &fresh, &place, Until::Valid, deadline).await?;
-                drop(link);
-                let Some(state) = state else { return Ok(None) };
-                let state = timeout_at(deadline, state).await.map_err(|_| Trouble::late("restore"))?;
-                // An instance that keeps no state here, or does not run, has none to take over.
-                let Some(state) = state.ok().flatten() else { return Ok(None) };
-                let base = Base { state: Start::From(state), ..fresh };
-                let link = launch(&shared, &spec, &base, &place, Until::Restored, deadline).await?;
-                drop(link);
-                Ok(None)
-            };
-            let tried = tried.await;
-            tracing::info!(plugin = name, ok = tried.is_ok(), "an upgrade was tried");
-            let _ = ended.send((id, tried));
+            let tried = upgrade.try_out(&shared, &place, deadline).await;
+            let _ = ended.send((id, tried.map(|()| None)));
         }))
     }
 
@@ -583,16 +558,8 @@ impl<P: Peers> Manager<P> {
     ) -> JoinHandle<()> {
         let (shared, place, ended) = (self.shared.clone(), self.roster.place(), self.ended.0.clone());
         tokio::spawn(async move {
-            let prepared = async {
-                is_possible(&spec)?;
-                let config = payload::config(spec.library.payload, &spec.config)
-                    .map_err(|reason| Trouble::new("validate", "config", reason))?;
-                let base = Base { index: 0, config, state: Start::Fresh };
-                let until = if placed { Until::Restored } else { Until::Valid };
-                let link = launch(&shared, &spec, &base, &place, until, deadline).await?;
-                Ok(placed.then_some(link))
-            };
-            let _ = ended.send((id, prepared.await));
+            let prepared = prepare::load(&shared, &spec, &place, placed, deadline).await;
+            let _ = ended.send((id, prepared));
         })
     }
 
@@ -683,11 +650,6 @@ impl<P: Peers> Manager<P> {
         let announce = Some(Announce::prepared(&link));
         self.begin(spec, since, base, Phase::Running { link: Box::new(link), announce });
     }
-}
-
-/// Commands that are under way are in the payload format of the library that is loaded.
-fn library_differs(before: Payload, spec: &PluginSpec) -> bool {
-    spec.library.payload != before
 }
 
 /// A number for a command, the same at every instance.

@@ -9,6 +9,7 @@
 //! ```text
 //! manager    one: what is loaded, what becomes of each entry of the history
 //! instance   one task a plug-in: its stream of commands and events, its replies, its failures and restarts
+//! prepare    what is done for a transaction before it is decided
 //! launch     a library becomes a child with a started instance
 //! link       a child and what is said with it
 //! process    the child as a process: its group, its end, its output
@@ -24,6 +25,7 @@ mod launch;
 mod link;
 mod manager;
 mod payload;
+mod prepare;
 mod process;
 mod replies;
 mod roster;

@@ -261,7 +261,7 @@ async fn standbys_of_every_mode_take_over_with_all_that_was_counted() {
             if round == 1 {
                 world.until(is_whole).await;
                 // Whoever keeps the state from now on gets it first.
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                world.all_have_applied(first).await;
                 let again = world.reply(primary(&world), first).await;
                 assert!(again == value(100) || again == Err(ReplyError::Gone), "{mode:?}: {again:?}");
             }

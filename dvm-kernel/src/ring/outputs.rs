@@ -135,7 +135,7 @@ impl Ring {
                 let limit_ms = self.member.state().map_or(30_000, |state| state.config.exec_limit_ms);
                 self.told.push(Told::Execute { transaction, placed, limit_ms });
             }
-            Output::Primary { plugin, fence, from, effects: _ } => {
+            Output::Primary { plugin, fence, from } => {
                 tracing::info!(plugin, fence = fence.0, "this member's instance is the primary");
                 self.told.push(Told::Primary { plugin, fence, from });
             }

@@ -2,6 +2,7 @@
 
 use crate::Script;
 use dvm_plugin_api::{Error, Event, Host, Result};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use serde_json::Value;
 use std::io::{self, Write};
@@ -100,8 +101,8 @@ fn run(script: &Script, event: &Event, member: &str) -> io::Result<ExitStatus> {
     told.insert("index".into(), event.index.into());
     told.insert("kind".into(), event.kind.clone().into());
     if let Some(mut stdin) = child.stdin.take() {
-        // One that does not read is none the worse for it.
-        let _ = writeln!(stdin, "{}", Value::Object(told));
+        // One that does not read is none the worse for it, and holds nobody up.
+        thread::spawn(move || drop(writeln!(stdin, "{}", Value::Object(told))));
     }
     wait(&mut child, Duration::from_millis(script.timeout_ms))
 }
@@ -114,7 +115,9 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<ExitStatus> {
             return Ok(status);
         }
         if Instant::now() >= deadline {
-            child.kill()?;
+            // With what it has started itself.
+            let group = Pid::from_child(child);
+            kill_process_group(group, Signal::KILL)?;
             child.wait()?;
             return Err(io::Error::new(io::ErrorKind::TimedOut, format!("killed after {limit:?}")));
         }

@@ -67,7 +67,7 @@ impl World {
             }
             Output::Answer { request, answer } => self.answer(pid, request, answer),
             Output::Execute { transaction, .. } => self.execute(pid, transaction.id),
-            Output::Primary { plugin, fence, from, .. } => self.promoted(pid, plugin, fence, from),
+            Output::Primary { plugin, fence, from } => self.promoted(pid, plugin, fence, from),
             Output::Lease { until } => self.leased(pid, until),
             Output::Standing(standing) => self.standing(pid, standing),
             // Advice, which may be wrong.

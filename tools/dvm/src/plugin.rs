@@ -182,12 +182,9 @@ fn load(context: &Context, args: LoadArgs) -> exit::Result {
     if let Some((key, _)) = config.iter().find(|(_, value)| value.is_none()) {
         return Err(usage(format!("-c {key}- removes a key, and there is none before a load")));
     }
+    let plain = plain(&library);
     let load = Load {
-        name: args.name.unwrap_or_else(|| library.manifest.name.clone()),
-        version: library.manifest.version.clone(),
-        payload: library.manifest.payload.clone(),
-        hash: library.hash.clone(),
-        size: library.bytes.len() as u64,
+        name: args.name.unwrap_or(plain.name),
         mode: args.mode,
         placement: args.placement,
         config: config.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
@@ -201,6 +198,7 @@ fn load(context: &Context, args: LoadArgs) -> exit::Result {
         snapshot_every: args.snapshot_every,
         memory: args.limit.iter().find_map(|limit| limit.memory()),
         cpu_ms: args.limit.iter().find_map(|limit| limit.cpu_ms()),
+        ..plain
     };
     let mut client = context.client()?;
     let timeout = context.timeout_agreed(&mut client)?;
@@ -254,26 +252,8 @@ fn send(client: &mut Client, library: &Library, timeout: Option<Duration>) -> Re
     Ok(())
 }
 
-/// Loads a library with its defaults, for commands that need it loaded.
-pub(crate) fn load_simply(
-    client: &mut Client,
-    path: &Path,
-    timeout: Duration,
-) -> Result<TransactionDoc, Failure> {
-    load_as(client, path, "parallel", None, timeout)
-}
-
-/// Loads a library in mode `hot`.
-pub(crate) fn load_hot(
-    client: &mut Client,
-    path: &Path,
-    instances: u16,
-    timeout: Duration,
-) -> Result<TransactionDoc, Failure> {
-    load_as(client, path, "hot", Some(instances), timeout)
-}
-
-fn load_as(
+/// Loads a library as it is in a mode, for commands that need it loaded.
+pub(crate) fn load_in(
     client: &mut Client,
     path: &Path,
     mode: &str,
@@ -281,28 +261,33 @@ fn load_as(
     timeout: Duration,
 ) -> Result<TransactionDoc, Failure> {
     let library = library::read(path)?;
-    let load = Load {
+    let load = Load { mode: mode.into(), instances, ..plain(&library) };
+    let (kind, rule) = (TransactionKind::Load(Box::new(load)), Rule { require: None, dry_run: false });
+    send_and_transact(client, &library, kind, rule, Some(timeout))
+}
+
+/// A load that asks for nothing in particular.
+fn plain(library: &Library) -> Load {
+    Load {
         name: library.manifest.name.clone(),
         version: library.manifest.version.clone(),
         payload: library.manifest.payload.clone(),
         hash: library.hash.clone(),
         size: library.bytes.len() as u64,
-        mode: mode.into(),
+        mode: "parallel".into(),
         placement: "process".into(),
         config: BTreeMap::new(),
         restart_times: 3,
         restart_window_ms: 60_000,
         deadline_ms: 5_000,
         stateless: false,
-        instances,
+        instances: None,
         on: Vec::new(),
         only_confirmed: false,
         snapshot_every: Every::default(),
         memory: None,
         cpu_ms: None,
-    };
-    let (kind, rule) = (TransactionKind::Load(Box::new(load)), Rule { require: None, dry_run: false });
-    send_and_transact(client, &library, kind, rule, Some(timeout))
+    }
 }
 
 fn transact(context: &Context, client: &mut Client, kind: TransactionKind, rule: Rule) -> exit::Result {

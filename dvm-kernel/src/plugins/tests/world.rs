@@ -37,7 +37,7 @@ impl Peers for Neighbours {
         found.cloned().ok_or_else(|| "nobody has it".into())
     }
 
-    async fn executed(&self, by: MemberId, transaction: TransactionId) -> Option<Result<(), String>> {
+    async fn executed(&self, by: MemberId, transaction: TransactionId) -> Option<Execution> {
         let to = self.managers.lock().expect("no test panics with it").get(&by).cloned()?;
         let (answer, answered) = oneshot::channel();
         to.send(ToPlugins::Executed { transaction, answer }).await.ok()?;
@@ -342,6 +342,23 @@ impl World {
 
     pub(super) fn count(&self, event: &str) -> usize {
         self.events.iter().filter(|kind| kind.word() == event).count()
+    }
+
+    /// Until what each member's instance has applied, or keeps, goes beyond an index.
+    pub(super) async fn all_have_applied(&self, index: HistoryIndex) {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        for manager in &self.managers {
+            loop {
+                let (answer, answered) = oneshot::channel();
+                manager.to.send(ToPlugins::Applied { answer }).await.expect("the manager lives");
+                let applied = answered.await.expect("an answer");
+                if applied.first().is_none_or(|(_, applied, _)| *applied > index.0) {
+                    break;
+                }
+                assert!(tokio::time::Instant::now() < deadline, "it does not come to pass");
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
     }
 
     pub(super) async fn pid(&self, at: usize) -> u32 {

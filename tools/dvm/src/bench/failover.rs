@@ -54,7 +54,7 @@ pub(super) fn failover(
     let mut takeovers = match library::find("counter") {
         Ok(library) => {
             let (fleet, _) = subject.own.as_mut().expect("started above");
-            plugin::load_hot(&mut fleet.client()?, &library, size.min(3) as u16, LIMIT)?;
+            plugin::load_in(&mut fleet.client()?, &library, "hot", Some(size.min(3) as u16), LIMIT)?;
             (0..args.runs).map(|_| take_over(fleet)).collect::<Result<Vec<_>, _>>()?
         }
         // Without the example plug-in there is nothing to take over.

@@ -12,7 +12,7 @@ use crate::keeper::{self, Scratch};
 use crate::launch::find_kernel;
 use crate::library;
 use crate::output::Output;
-use crate::plugin::load_simply;
+use crate::plugin::load_in;
 use crate::processes::{kernels, lives};
 use crate::table::count;
 use clap::Args;
@@ -154,7 +154,7 @@ impl Demo {
     fn plugin(&self, client: &mut Client) -> Result<i64, Failure> {
         let path = library::find("counter")?;
         let begin = Instant::now();
-        let document = load_simply(client, &path, LIMIT)?;
+        let document = load_in(client, &path, "parallel", None, LIMIT)?;
         for result in &document.results {
             self.say(format!("{}: {} {}", result.member, result.result, result.reason).trim_end());
         }
