@@ -256,12 +256,12 @@ fn under_quorum_a_primary_that_is_cut_off_stops_before_the_next_one_replies() {
 
 #[test]
 fn only_confirmed_has_no_primary_on_the_provisional_side() {
-    let cluster = Cluster::up(5, &["--set", "chaos=true", "--set", "silence_ms=400"]);
+    let cluster = Cluster::up(5, &["--set", "chaos=true", "--set", "silence_ms=1000"]);
     let _ = load(&cluster, &["--mode", "hot", "--on", "k0,k4", "--only-confirmed"]);
     assert_eq!(primary(&cluster), "k0");
     let _ = cluster.ok(&["chaos", "cut", "k0,k1/k2,k3,k4"]);
     let there = cluster.ok(&["--member", "k2", "--timeout", "30s", "call", "counter", r#"{"add":1}"#]);
-    assert_eq!((&there["member"], &there["label"]), (&json!("k4"), &json!("confirmed")));
+    assert_eq!((&there["member"], &there["label"]), (&json!("k4"), &json!("confirmed")), "{there}");
     wait_for("the provisional side has no primary", || {
         let status = cluster.status(Some("k1"));
         let provisional = status["view"]["label"] == "provisional";

@@ -312,7 +312,8 @@ fn a_loop_is_not_held_up_by_a_silent_kernel() {
         match events.try_next().expect("no error") {
             Next::Event(event) => {
                 assert_eq!(event.index, Some(5));
-                assert!(asked > 1, "it was looked at while nobody had answered");
+                // Once is enough: the next one may answer, and tell, before it is looked at again.
+                assert!(asked > 0, "it was looked at while nobody had answered");
                 return;
             }
             other => assert_eq!(other, Next::Quiet),
