@@ -162,7 +162,7 @@ impl Failure {
 
     fn of(ending: Ending) -> Self {
         let cause = match ending {
-            Ending::Exit(_) => "exit",
+            Ending::Exit(_) | Ending::Thread => "exit",
             Ending::Signal(_) => "signal",
         };
         Self { cause, ending: Some(ending), detail: ending.text() }
@@ -443,7 +443,7 @@ impl<P: Peers> Instance<P> {
 
     /// What becomes of a failed instance.
     fn failed(&mut self, failure: Failure) -> Phase {
-        let killed = failure.ending == Some(Ending::KILLED);
+        let killed = matches!(failure.ending, Some(Ending::KILLED | Ending::Thread));
         // An instance that somebody killed is not to blame for it, unless it happens again at the same place.
         if let Some(index) = self.history.suspect().filter(|_| !killed || self.history.is_careful()) {
             self.killers.push(index);

@@ -2,11 +2,12 @@
 
 use super::channel::{ToChild, frame};
 use super::history::{Base, Item, Kind, Start};
+use super::inside::{IMAGES_MAX, Inside};
 use super::instance::{self, Announce, Beginning, Handle, Message, Phase, Tells};
 use super::launch::Trouble;
 use super::link::Link;
 use super::roster::Roster;
-use super::{Execution, FromPlugins, Peers, ReplyError, ToPlugins, payload, prepare};
+use super::{Execution, Figures, FromPlugins, Peers, ReplyError, ToPlugins, payload, prepare};
 use bytes::Bytes;
 use dvm_core::Delivery;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
@@ -51,6 +52,8 @@ pub(crate) struct Options {
 pub(super) struct Shared<P> {
     pub(super) peers: Arc<P>,
     pub(super) options: Options,
+    /// What of plug-ins is in this process.
+    pub(super) inside: Arc<Inside>,
     /// To the ring's task, through a task of its own: nobody here waits for it.
     outbox: mpsc::UnboundedSender<FromPlugins>,
 }
@@ -79,7 +82,8 @@ pub(crate) fn start<P: Peers>(peers: Arc<P>, options: Options) -> mpsc::Sender<T
                     }
                 }
             });
-            Manager::new(Shared { peers, options, outbox }).run(inbox).await;
+            let inside = Arc::new(Inside::new(IMAGES_MAX));
+            Manager::new(Shared { peers, options, inside, outbox }).run(inbox).await;
         });
     };
     std::thread::Builder::new().name("plugins".into()).spawn(run).expect("a kernel can start a thread");
@@ -207,14 +211,9 @@ impl<P: Peers> Manager<P> {
                 },
                 Err(error) => drop(answer.send(Err(error))),
             },
-            ToPlugins::Applied { answer } => {
-                let instances = self.plugins.iter().filter_map(|(name, loaded)| {
-                    let gauge = &loaded.instance.as_ref()?.gauge;
-                    let (applied, pid) =
-                        (gauge.applied.load(Ordering::Relaxed), gauge.pid.load(Ordering::Relaxed));
-                    Some((name.clone(), applied, pid))
-                });
-                let _ = answer.send(instances.collect());
+            ToPlugins::Figures { answer } => {
+                // Whoever asked may be gone.
+                let _ = answer.send(self.figures());
             }
             ToPlugins::Snapshot { plugin, since, at_least, answer } => {
                 let parked = Parked { plugin, since, at_least: at_least.0, answer };
@@ -246,6 +245,16 @@ impl<P: Peers> Manager<P> {
         }
     }
 
+    fn figures(&self) -> Figures {
+        let applied = self.plugins.iter().filter_map(|(name, loaded)| {
+            let gauge = &loaded.instance.as_ref()?.gauge;
+            let figures = (gauge.applied.load(Ordering::Relaxed), gauge.pid.load(Ordering::Relaxed));
+            Some((name.clone(), figures))
+        });
+        let inside = &self.shared.inside;
+        Figures { applied: applied.collect(), resident: inside.images(), quarantined: inside.quarantined() }
+    }
+
     fn running(&self, plugin: &Name) -> Result<&Loaded, ReplyError> {
         let why = match self.plugins.get(plugin) {
             Some(loaded) if loaded.instance.is_some() => return Ok(loaded),
@@ -256,7 +265,7 @@ impl<P: Peers> Manager<P> {
         Err(ReplyError::NotRunning { plugin: plugin.clone(), why: why.into() })
     }
 
-    /// Ends and reaps every process.
+    /// Ends and reaps every process, and every thread that comes back.
     async fn fence(&mut self) {
         let executing =
             std::mem::take(&mut self.prepared).into_values().filter_map(|prepared| match prepared {
@@ -275,6 +284,7 @@ impl<P: Peers> Manager<P> {
             // Cancelled, or just over: the process is gone either way.
             let _ = task.await;
         }
+        self.shared.inside.settle().await;
         for parked in self.parked.drain(..) {
             let _ = parked.answer.send(None);
         }
