@@ -169,7 +169,7 @@ mod tests {
     /// A thread that ends when the other end is dropped.
     fn hung() -> (Sender<()>, JoinHandle<()>) {
         let (end, ended): (Sender<()>, Receiver<()>) = channel();
-        (end, std::thread::spawn(move || drop(ended.recv())))
+        (end, std::thread::spawn(move || assert!(ended.recv().is_err())))
     }
 
     #[tokio::test]

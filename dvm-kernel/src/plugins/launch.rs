@@ -80,8 +80,50 @@ pub(super) fn first_role(mode: Mode) -> ToChild {
     ToChild::Role { role, fence: 0 }
 }
 
-/// Starts an instance from `base`. The child is asked whether the configuration would do only where the state is new.
+/// Starts an instance from `base`, with its role.
 pub(super) async fn launch<P: Peers>(
+    shared: &Shared<P>,
+    spec: &PluginSpec,
+    base: &Base,
+    place: &Bytes,
+    until: Until,
+    deadline: Instant,
+) -> Result<Link, Trouble> {
+    let mut link = begin(shared, spec, base, place, until, deadline).await?;
+    if until != Until::Valid {
+        hand_over(&mut link, spec, base, until, deadline).await?;
+    }
+    Ok(link)
+}
+
+/// Gives an instance that was begun its state and its role.
+pub(super) async fn hand_over(
+    link: &mut Link,
+    spec: &PluginSpec,
+    base: &Base,
+    until: Until,
+    deadline: Instant,
+) -> Result<(), Trouble> {
+    if let (Start::From(state), Until::Restored) = (&base.state, until) {
+        ask(link, "restore", &ToChild::Restore(state.clone()), deadline).await?;
+    }
+    ask(link, "start", &first_role(spec.mode), deadline).await
+}
+
+/// Asks a child, and waits for nothing else.
+pub(super) async fn ask(
+    link: &mut Link,
+    stage: &'static str,
+    message: &ToChild,
+    deadline: Instant,
+) -> Result<(), Trouble> {
+    let answer = timeout_at(deadline, link.ask(message)).await;
+    settle(stage, answer.map_err(|_| Trouble::late(stage))?)
+}
+
+/// A child with an instance that has neither state nor role, or none at all if it only is to be [valid](Until::Valid).
+/// It is asked whether the configuration would do only where the state is new.
+pub(super) async fn begin<P: Peers>(
     shared: &Shared<P>,
     spec: &PluginSpec,
     base: &Base,
@@ -115,23 +157,16 @@ pub(super) async fn launch<P: Peers>(
     };
     let mut link =
         link.map_err(|error| Trouble::new("start", io_code(&error), format!("no child for it: {error}")))?;
-    let mut ask = async |stage, message| {
-        let answer = timeout_at(deadline, link.ask(&message)).await;
-        settle(stage, answer.map_err(late(stage))?)
-    };
-    ask("check", ToChild::Open { library: path, hash: spec.library.hash }).await?;
+    let open = ToChild::Open { library: path, hash: spec.library.hash };
+    ask(&mut link, "check", &open, deadline).await?;
     let (config, place) = (base.config.clone(), place.clone());
     if base.state == Start::Fresh {
-        ask("validate", ToChild::Validate { config: config.clone(), place: place.clone() }).await?;
+        let validate = ToChild::Validate { config: config.clone(), place: place.clone() };
+        ask(&mut link, "validate", &validate, deadline).await?;
     }
-    if until == Until::Valid {
-        return Ok(link);
+    if until != Until::Valid {
+        ask(&mut link, "start", &ToChild::Start { config, place }, deadline).await?;
     }
-    ask("start", ToChild::Start { config, place }).await?;
-    if let (Start::From(state), Until::Restored) = (&base.state, until) {
-        ask("restore", ToChild::Restore(state.clone())).await?;
-    }
-    ask("start", first_role(spec.mode)).await?;
     Ok(link)
 }
 
