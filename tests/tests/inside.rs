@@ -2,7 +2,7 @@
 
 use dvm_plugin_api::local::{Answer, Request, TransactionKind};
 use dvm_tests::book::root;
-use dvm_tests::cluster::{Cluster, Ground, built, has, wait_for};
+use dvm_tests::cluster::{Cluster, Ground, built, has, lives, wait_for};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
@@ -158,6 +158,10 @@ fn fault(fault: &str, quarantined: usize) {
         assert!(text.stdout.contains("quarantined in k1: a thread of counter"), "{text}");
     }
     cluster.verify();
+    // What hangs does not keep its kernel from leaving.
+    let kernel = cluster.pid("k1");
+    let _ = cluster.ok(&["remove", "k1"]);
+    wait_for("the kernel ends", || (!lives(kernel)).then_some(()));
 }
 
 #[test]

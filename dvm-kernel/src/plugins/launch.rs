@@ -38,7 +38,7 @@ impl Trouble {
     pub(super) fn late(stage: &'static str) -> Self {
         let reason = match stage {
             "fetch" => "the library did not arrive in time",
-            _ => "no answer in time; the plug-in's process was ended",
+            _ => "no answer in time; the instance was ended",
         };
         Self { timeout: true, ..Self::new(stage, "timeout", reason) }
     }
