@@ -16,6 +16,7 @@ use abi_stable::library::AbiHeaderRef;
 use abi_stable::std_types::RSlice;
 use abi_stable::type_layout::{TLFieldOrFunction, TypeLayout};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use std::fmt;
 use std::path::Path;
 
 mod c;
@@ -87,6 +88,20 @@ enum Kind {
     Rust(PluginModuleRef),
     C(c::Library),
 }
+
+impl fmt::Debug for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Kind::Rust(_) => "Module(Rust)",
+            Kind::C(_) => "Module(C)",
+        })
+    }
+}
+
+// SAFETY: it is a table of functions that is never unmapped, and none of those it calls is bound to a thread.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
 
 /// A running instance. Calls come from one thread at a time.
 pub struct Instance {
