@@ -86,11 +86,11 @@
 pub mod abi;
 pub mod client;
 pub mod export;
-#[cfg(feature = "host")]
 pub mod host;
 pub mod local;
 pub mod manifest;
 pub mod place;
 mod plugin;
+pub mod testing;
 
 pub use plugin::{Error, Event, Host, Meta, Place, Plugin, Result, Role};

@@ -8,6 +8,7 @@ use crate::project;
 use crate::selector;
 use crate::show::{plugin_text, plugins};
 use crate::table::Rows;
+use crate::trial;
 use clap::{Args, Subcommand};
 use dvm_plugin_api::client::Client;
 use dvm_plugin_api::local::{
@@ -66,6 +67,8 @@ pub(crate) enum PluginCommand {
     List,
     /// Make a project in a new directory; it builds, tests itself without a DVM, and loads as it is
     New(project::NewArgs),
+    /// Run a library in a small DVM in memory that loses, pauses and promotes its instances
+    Test(trial::TestArgs),
     /// Look at a library without running it, and without a DVM
     Check {
         /// The library
@@ -172,6 +175,7 @@ pub(crate) fn run(context: &Context, command: PluginCommand) -> exit::Result {
         PluginCommand::Show { name } => show(context, &name),
         PluginCommand::List => plugins(context),
         PluginCommand::New(args) => project::new(context, &args),
+        PluginCommand::Test(args) => trial::test(context, args),
         PluginCommand::Check { file } => check(context, &file),
     }
 }
@@ -345,7 +349,7 @@ fn check(context: &Context, file: &str) -> exit::Result {
 
 impl ConfigArgs {
     /// The file's keys, then the single ones over them.
-    fn read(self) -> Result<BTreeMap<String, Option<Value>>, Failure> {
+    pub(crate) fn read(self) -> Result<BTreeMap<String, Option<Value>>, Failure> {
         let mut keys = BTreeMap::new();
         if let Some(file) = &self.config {
             keys.extend(read_config(file)?.into_iter().map(|(key, value)| (key, Some(value))));
