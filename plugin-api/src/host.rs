@@ -6,6 +6,7 @@
 use crate::abi::{Handle, HostCallsRef, Out, PluginModuleRef, status};
 use crate::plugin::{Meta, Role};
 use abi_stable::std_types::RSlice;
+use std::fmt;
 
 #[cfg(feature = "host")]
 mod c;
@@ -40,6 +41,20 @@ enum Kind {
     #[cfg(feature = "host")]
     C(c::Library),
 }
+
+impl fmt::Debug for Module {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Kind::Rust(_) => "Module(Rust)",
+            Kind::C(_) => "Module(C)",
+        })
+    }
+}
+
+// SAFETY: it is a table of functions that is never unmapped, and none of those it calls is bound to a thread.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
 
 /// A running instance. Calls come from one thread at a time.
 pub struct Instance {

@@ -6,7 +6,7 @@ use super::documents;
 use super::requests::Ask;
 use super::roles::{Acts, Answerer};
 use crate::peer::BlobError;
-use crate::plugins::{ReplyError, ToPlugins, from_json};
+use crate::plugins::{NO_LIMITS, ReplyError, ToPlugins, from_json};
 use crate::security::ticket::unhex;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId, is_name};
 use dvm_core::state::{
@@ -223,11 +223,11 @@ impl Server {
         };
         let placement = match load.placement.as_str() {
             "process" => Placement::Process,
-            "kernel" => {
-                let text = "placement kernel is not available in this version; nothing was loaded";
-                return Err(Failure::new(FailureCode::Failure, text)
-                    .hint("what works is --placement process: each instance in a process of its own"));
+            "kernel" if load.memory.is_some() || load.cpu_ms.is_some() => {
+                let hint = "leave --limit out, or load it with --placement process";
+                return Err(usage(NO_LIMITS.into()).hint(hint));
             }
+            "kernel" => Placement::Kernel,
             placement => return Err(usage(format!("`{placement}` is no placement"))),
         };
         let on = load.on.into_iter().map(|term| match term.split_once('=') {

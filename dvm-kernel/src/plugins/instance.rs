@@ -21,6 +21,7 @@ use super::history::{Base, History, Item, Start};
 use super::launch::{Trouble, Until, launch};
 use super::link::Link;
 use super::manager::Shared;
+use super::prepare::Successor;
 use super::process::Ending;
 use super::replies::{Replies, Reply, Tail};
 use super::{FromPlugins, Peers, ReplyError, payload};
@@ -78,10 +79,10 @@ pub(super) enum Message {
     Query { command: Bytes, asker: Asker },
     /// A snapshot for another member; everything up to `index` was told before.
     Snapshot { index: u64, answer: oneshot::Sender<Option<Vec<u8>>> },
-    /// The state as it is now, for a try of another library; none if this instance has no state of its own.
+    /// The state as it is now, or is kept, for a try of another library; none if this instance has none.
     State { answer: oneshot::Sender<Option<Bytes>> },
-    /// Go on with another library, from the state as it is then.
-    Upgrade(Library),
+    /// Go on with another library, from the state as it is then; with a child of it that was begun before.
+    Upgrade { library: Library, next: Option<Box<Successor>> },
     /// Would this configuration do?
     Validate { config: Bytes, answer: oneshot::Sender<Result<(), Trouble>> },
     /// Kill its process.
@@ -162,7 +163,7 @@ impl Failure {
 
     fn of(ending: Ending) -> Self {
         let cause = match ending {
-            Ending::Exit(_) => "exit",
+            Ending::Exit(_) | Ending::Thread => "exit",
             Ending::Signal(_) => "signal",
         };
         Self { cause, ending: Some(ending), detail: ending.text() }
@@ -178,6 +179,8 @@ pub(super) struct Instance<P> {
     place: Bytes,
     others: Vec<MemberId>,
     inbox: mpsc::Receiver<Message>,
+    /// The child to go on with after an upgrade.
+    next: Option<Box<Successor>>,
     /// To its own inbox, for what it starts.
     own: mpsc::WeakSender<Message>,
     gauge: Arc<Gauge>,
@@ -233,6 +236,7 @@ pub(super) fn start<P: Peers>(shared: Arc<Shared<P>>, beginning: Beginning) -> H
         place,
         others,
         inbox,
+        next: None,
         own: to.downgrade(),
         gauge: gauge.clone(),
         applies: all_apply(spec.mode),
@@ -342,6 +346,14 @@ impl<P: Peers> Instance<P> {
         }
     }
 
+    /// The state of its last snapshot, if there is one.
+    fn kept(&self) -> Option<Bytes> {
+        match &self.history.base().state {
+            Start::From(state) => Some(state.clone()),
+            Start::Fresh | Start::Elsewhere => None,
+        }
+    }
+
     /// Whether its role says that it applies what it is told.
     fn is_to_apply(&self) -> bool {
         all_apply(self.spec.mode) || self.primary.is_some()
@@ -367,6 +379,7 @@ impl<P: Peers> Instance<P> {
         let source = Source { others: self.others.clone(), since: self.since, at_least: self.history.last() };
         let (applies, library) = (self.is_to_apply(), self.spec.library.hash);
         let until = if applies { Until::Restored } else { Until::Started };
+        let next = self.next.take();
         let work = async move {
             // What begins again though nothing is wrong with it has its own state.
             let bundle = match own.state == Start::Elsewhere || applies && tells != Tells::Nothing {
@@ -381,7 +394,14 @@ impl<P: Peers> Instance<P> {
                 None if spec.stateless => (Base { state: Start::Fresh, ..own }, None),
                 None => (own, None),
             };
-            let link = launch(&shared, &spec, &base, &place, until, deadline).await?;
+            let next = match next {
+                Some(next) => next.take_over(&spec, &base, &place, until, deadline).await,
+                None => None,
+            };
+            let link = match next {
+                Some(link) => link,
+                None => launch(&shared, &spec, &base, &place, until, deadline).await?,
+            };
             Ok::<_, Trouble>((link, base, replies))
         };
         tokio::pin!(work);
@@ -443,7 +463,7 @@ impl<P: Peers> Instance<P> {
 
     /// What becomes of a failed instance.
     fn failed(&mut self, failure: Failure) -> Phase {
-        let killed = failure.ending == Some(Ending::KILLED);
+        let killed = matches!(failure.ending, Some(Ending::KILLED | Ending::Thread));
         // An instance that somebody killed is not to blame for it, unless it happens again at the same place.
         if let Some(index) = self.history.suspect().filter(|_| !killed || self.history.is_careful()) {
             self.killers.push(index);
@@ -497,8 +517,11 @@ impl<P: Peers> Instance<P> {
             },
             Message::Query { asker, .. } => drop(asker.send(Err(self.not_running(why)))),
             Message::Snapshot { answer, .. } => drop(answer.send(None)),
-            Message::State { answer } => drop(answer.send(None)),
-            Message::Upgrade(library) => self.spec.library = library,
+            Message::State { answer } => drop(answer.send(self.kept())),
+            Message::Upgrade { library, next } => {
+                self.spec.library = library;
+                self.next = next.filter(|_| !for_good);
+            }
             Message::Validate { answer, .. } => drop(answer.send(Err(not_validated(why)))),
             Message::Kill(done) => drop(done.send(false)),
         }

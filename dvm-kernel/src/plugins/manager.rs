@@ -2,11 +2,13 @@
 
 use super::channel::{ToChild, frame};
 use super::history::{Base, Item, Kind, Start};
+use super::inside::{IMAGES_MAX, Inside};
 use super::instance::{self, Announce, Beginning, Handle, Message, Phase, Tells};
 use super::launch::Trouble;
 use super::link::Link;
 use super::roster::Roster;
-use super::{Execution, FromPlugins, Peers, ReplyError, ToPlugins, payload, prepare};
+use super::prepare::Successor;
+use super::{Execution, Figures, FromPlugins, Peers, ReplyError, ToPlugins, payload, prepare};
 use bytes::Bytes;
 use dvm_core::Delivery;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
@@ -51,6 +53,8 @@ pub(crate) struct Options {
 pub(super) struct Shared<P> {
     pub(super) peers: Arc<P>,
     pub(super) options: Options,
+    /// What of plug-ins is in this process.
+    pub(super) inside: Arc<Inside>,
     /// To the ring's task, through a task of its own: nobody here waits for it.
     outbox: mpsc::UnboundedSender<FromPlugins>,
 }
@@ -79,7 +83,8 @@ pub(crate) fn start<P: Peers>(peers: Arc<P>, options: Options) -> mpsc::Sender<T
                     }
                 }
             });
-            Manager::new(Shared { peers, options, outbox }).run(inbox).await;
+            let inside = Arc::new(Inside::new(IMAGES_MAX));
+            Manager::new(Shared { peers, options, inside, outbox }).run(inbox).await;
         });
     };
     std::thread::Builder::new().name("plugins".into()).spawn(run).expect("a kernel can start a thread");
@@ -115,6 +120,8 @@ enum Prepared {
         placed: bool,
     },
     Ready(Link),
+    /// An upgrade, with a child of the new version.
+    Next(Box<Successor>),
     /// Without an instance: none was to start, or it could not.
     Without {
         placed: bool,
@@ -139,8 +146,8 @@ struct Manager<P> {
     leaving: Vec<JoinHandle<()>>,
 }
 
-/// With the child that was started, where one is to be.
-type Executed = (TransactionId, Result<Option<Link>, Trouble>);
+/// How an execution ended.
+type Executed = (TransactionId, Result<Prepared, Trouble>);
 
 struct Parked {
     plugin: Name,
@@ -207,14 +214,9 @@ impl<P: Peers> Manager<P> {
                 },
                 Err(error) => drop(answer.send(Err(error))),
             },
-            ToPlugins::Applied { answer } => {
-                let instances = self.plugins.iter().filter_map(|(name, loaded)| {
-                    let gauge = &loaded.instance.as_ref()?.gauge;
-                    let (applied, pid) =
-                        (gauge.applied.load(Ordering::Relaxed), gauge.pid.load(Ordering::Relaxed));
-                    Some((name.clone(), applied, pid))
-                });
-                let _ = answer.send(instances.collect());
+            ToPlugins::Figures { answer } => {
+                // Whoever asked may be gone.
+                let _ = answer.send(self.figures());
             }
             ToPlugins::Snapshot { plugin, since, at_least, answer } => {
                 let parked = Parked { plugin, since, at_least: at_least.0, answer };
@@ -246,6 +248,16 @@ impl<P: Peers> Manager<P> {
         }
     }
 
+    fn figures(&self) -> Figures {
+        let applied = self.plugins.iter().filter_map(|(name, loaded)| {
+            let gauge = &loaded.instance.as_ref()?.gauge;
+            let figures = (gauge.applied.load(Ordering::Relaxed), gauge.pid.load(Ordering::Relaxed));
+            Some((name.clone(), figures))
+        });
+        let inside = &self.shared.inside;
+        Figures { applied: applied.collect(), resident: inside.images(), quarantined: inside.quarantined() }
+    }
+
     fn running(&self, plugin: &Name) -> Result<&Loaded, ReplyError> {
         let why = match self.plugins.get(plugin) {
             Some(loaded) if loaded.instance.is_some() => return Ok(loaded),
@@ -256,16 +268,12 @@ impl<P: Peers> Manager<P> {
         Err(ReplyError::NotRunning { plugin: plugin.clone(), why: why.into() })
     }
 
-    /// Ends and reaps every process.
+    /// Ends and reaps every process, and every thread that comes back.
     async fn fence(&mut self) {
         let executing =
             std::mem::take(&mut self.prepared).into_values().filter_map(|prepared| match prepared {
                 Prepared::Executing { task, .. } => Some(task),
-                Prepared::Ready(link) => {
-                    drop(link);
-                    None
-                }
-                Prepared::Without { .. } => None,
+                Prepared::Ready(_) | Prepared::Next(_) | Prepared::Without { .. } => None,
             });
         let instances = std::mem::take(&mut self.plugins).into_values();
         let instances = instances.filter_map(|loaded| Some(loaded.instance?.task));
@@ -275,6 +283,7 @@ impl<P: Peers> Manager<P> {
             // Cancelled, or just over: the process is gone either way.
             let _ = task.await;
         }
+        self.shared.inside.settle().await;
         for parked in self.parked.drain(..) {
             let _ = parked.answer.send(None);
         }
@@ -524,12 +533,18 @@ impl<P: Peers> Manager<P> {
             loaded.tell(Message::State { answer }).await;
             Some(answered)
         };
+        let pid = loaded.instance.as_ref().map_or(0, |instance| instance.gauge.pid.load(Ordering::Relaxed));
         let canary = canary.filter(|canary| *canary != self.roster.me());
-        let upgrade = prepare::Upgrade { transaction: id, spec, payload, canary, state };
+        let upgrade = prepare::Upgrade { transaction: id, spec, payload, canary, state, runs: pid != 0 };
         let (shared, place, ended) = (self.shared.clone(), self.roster.place(), self.ended.0.clone());
         Some(tokio::spawn(async move {
             let tried = upgrade.try_out(&shared, &place, deadline).await;
-            let _ = ended.send((id, tried.map(|()| None)));
+            let prepared = tried.map(|next| match next {
+                Some(next) => Prepared::Next(Box::new(next)),
+                None => Prepared::Without { placed: false },
+            });
+            // The manager that is gone has no use for it.
+            let _ = ended.send((id, prepared));
         }))
     }
 
@@ -558,24 +573,24 @@ impl<P: Peers> Manager<P> {
     ) -> JoinHandle<()> {
         let (shared, place, ended) = (self.shared.clone(), self.roster.place(), self.ended.0.clone());
         tokio::spawn(async move {
-            let prepared = prepare::load(&shared, &spec, &place, placed, deadline).await;
+            let loaded = prepare::load(&shared, &spec, &place, placed, deadline).await;
+            let prepared = loaded.map(|link| link.map_or(Prepared::Without { placed }, Prepared::Ready));
             let _ = ended.send((id, prepared));
         })
     }
 
-    /// A load has been executed; if its outcome came first, nobody waits for it any more.
-    fn executed(&mut self, id: TransactionId, result: Result<Option<Link>, Trouble>) {
+    /// A load or an upgrade has been executed; if its outcome came first, nobody waits for it any more.
+    fn executed(&mut self, id: TransactionId, result: Result<Prepared, Trouble>) {
         let Some(Prepared::Executing { placed, .. }) = self.prepared.get(&id) else { return };
         let placed = *placed;
         match result {
-            Ok(Some(link)) => {
-                let result = ExecResult::loaded(link.pid());
-                self.prepared.insert(id, Prepared::Ready(link));
+            Ok(prepared) => {
+                let result = match &prepared {
+                    Prepared::Ready(link) => ExecResult::loaded(link.pid()),
+                    _ => ExecResult::ok(),
+                };
+                self.prepared.insert(id, prepared);
                 self.tell(id, result);
-            }
-            Ok(None) => {
-                self.prepared.insert(id, Prepared::Without { placed });
-                self.tell(id, ExecResult::ok());
             }
             Err(trouble) => {
                 self.prepared.insert(id, Prepared::Without { placed });
@@ -592,14 +607,22 @@ impl<P: Peers> Manager<P> {
         for asker in self.askers.remove(&transaction.id).unwrap_or_default() {
             let _ = asker.send(None);
         }
-        let (prepared, placed) = match self.prepared.remove(&transaction.id) {
-            Some(Prepared::Ready(link)) => (Some(link), true),
+        let (mut prepared, mut next) = (None, None);
+        let placed = match self.prepared.remove(&transaction.id) {
+            Some(Prepared::Ready(link)) => {
+                prepared = Some(link);
+                true
+            }
+            Some(Prepared::Next(successor)) => {
+                next = Some(successor);
+                true
+            }
             Some(Prepared::Executing { task, placed }) => {
                 task.abort();
-                (None, placed)
+                placed
             }
-            Some(Prepared::Without { placed }) => (None, placed),
-            None => (None, false),
+            Some(Prepared::Without { placed }) => placed,
+            None => false,
         };
         if !ended.committed || transaction.dry_run {
             return;
@@ -611,7 +634,7 @@ impl<P: Peers> Manager<P> {
             TransactionKind::Upgrade { plugin, library, .. } => {
                 let Some(loaded) = self.plugins.get_mut(plugin) else { return };
                 loaded.spec.library = library.clone();
-                loaded.tell(Message::Upgrade(library.clone())).await;
+                loaded.tell(Message::Upgrade { library: library.clone(), next }).await;
             }
             TransactionKind::Unload { plugin } => {
                 let Some(loaded) = self.plugins.remove(plugin) else { return };

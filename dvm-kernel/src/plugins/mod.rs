@@ -13,13 +13,18 @@
 //! launch     a library becomes a child with a started instance
 //! link       a child and what is said with it
 //! process    the child as a process: its group, its end, its output
+//! thread     the child as a thread of this kernel
+//! inside     the images and threads of this kernel's own process
 //! channel    the frames between the two
-//! child      the far end: `dvm-kernel plugin-host`
+//! child      the far end: `dvm-kernel plugin-host`, or the thread
+//! context    what a plug-in's calls to its host lead to
 //! ```
 
 mod channel;
 pub(crate) mod child;
+mod context;
 mod history;
+mod inside;
 mod instance;
 mod launch;
 mod link;
@@ -29,7 +34,10 @@ mod prepare;
 mod process;
 mod replies;
 mod roster;
+mod thread;
 
+pub(crate) use inside::{Image, Quarantined};
+pub(crate) use launch::NO_LIMITS;
 pub(crate) use manager::{Options, start};
 pub(crate) use payload::from_json;
 
@@ -38,6 +46,7 @@ use dvm_core::ids::{Fence, HistoryIndex, MemberId, Name, TransactionId};
 use dvm_core::state::{InstanceReport, State, Transaction};
 use dvm_core::wire::ExecResult;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -95,10 +104,10 @@ pub(crate) enum ToPlugins {
         /// As in `Reply`.
         answer: oneshot::Sender<Result<Result<Value, String>, ReplyError>>,
     },
-    /// The highest index each instance here has applied and its process, for `status`.
-    Applied {
-        /// By plug-in.
-        answer: oneshot::Sender<Vec<(Name, u64, u32)>>,
+    /// What this member alone knows, for `status`.
+    Figures {
+        /// Now.
+        answer: oneshot::Sender<Figures>,
     },
     /// Another member's joining instance wants a snapshot taken at `at_least` or later.
     Snapshot {
@@ -130,6 +139,17 @@ pub(crate) enum ToPlugins {
         /// Told when none is left.
         done: oneshot::Sender<()>,
     },
+}
+
+/// What a member alone knows of its plug-ins.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    /// The highest index that each instance here has applied, and its process.
+    pub(crate) applied: BTreeMap<Name, (u64, u32)>,
+    /// Libraries that are mapped into this kernel.
+    pub(crate) resident: Vec<Image>,
+    /// Threads of plug-ins in this kernel that do not end.
+    pub(crate) quarantined: Vec<Quarantined>,
 }
 
 /// How a member's execution of a transaction ended: well, or why not.

@@ -1,5 +1,7 @@
 //! A child as a process: started, watched, ended with everything it started itself, reaped.
 
+use super::context::write_line;
+use dvm_plugin_api::abi::level::INFO;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,13 +25,15 @@ pub(super) struct Process {
     ending: Option<Ending>,
 }
 
-/// How a process ended.
+/// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// By itself, with this code.
     Exit(i32),
     /// By this signal.
     Signal(i32),
+    /// It was a thread, and has no more to say.
+    Thread,
 }
 
 impl Process {
@@ -153,7 +157,7 @@ impl Ending {
     /// The signal's name, where one ended it.
     pub(super) fn signal(self) -> Option<String> {
         match self {
-            Self::Exit(_) => None,
+            Self::Exit(_) | Self::Thread => None,
             Self::Signal(number) => Some(signal_name(number)),
         }
     }
@@ -163,6 +167,7 @@ impl Ending {
         match self {
             Self::Exit(code) => format!("its process exited with code {code}"),
             Self::Signal(number) => format!("its process was ended by {}", signal_name(number)),
+            Self::Thread => "its thread was ended".into(),
         }
     }
 }
@@ -202,11 +207,8 @@ async fn log(output: impl AsyncRead + Unpin, plugin: String, member: String, pid
         let text = text.trim_end();
         match level(text) {
             None if text.is_empty() => {}
-            Some((0..=3, text)) => tracing::error!(target: "plugin", plugin, member, pid, "{text}"),
-            Some((4, text)) => tracing::warn!(target: "plugin", plugin, member, pid, "{text}"),
-            Some((7, text)) => tracing::debug!(target: "plugin", plugin, member, pid, "{text}"),
-            Some((_, text)) => tracing::info!(target: "plugin", plugin, member, pid, "{text}"),
-            None => tracing::info!(target: "plugin", plugin, member, pid, "{text}"),
+            Some((level, text)) => write_line(level, &plugin, &member, pid, text),
+            None => write_line(INFO, &plugin, &member, pid, text),
         }
     }
 }

@@ -303,10 +303,10 @@ impl<P: Peers> Instance<P> {
             Message::Snapshot { index, answer } => {
                 behind(Op::Snapshot { index, config: self.config.clone(), answer });
             }
-            Message::State { answer } if !self.applies => drop(answer.send(None)),
+            Message::State { answer } if !self.applies => drop(answer.send(self.kept())),
             Message::State { answer } => behind(Op::State { answer }),
-            Message::Upgrade(library) => {
-                self.spec.library = library;
+            Message::Upgrade { library, next } => {
+                (self.spec.library, self.next) = (library, next);
                 if !self.applies || self.spec.stateless {
                     return Err(End::Again);
                 }
