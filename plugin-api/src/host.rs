@@ -46,6 +46,7 @@ impl fmt::Debug for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             Kind::Rust(_) => "Module(Rust)",
+            #[cfg(feature = "host")]
             Kind::C(_) => "Module(C)",
         })
     }
