@@ -46,8 +46,11 @@ fn what_fails_on_one_member_leaves_the_present_version_running_everywhere() {
     let cluster = Cluster::up(3, &[]);
     let present = version(&cluster, "1.0.0", "");
     let present = present.to_str().expect("text");
-    for (mode, placement, wanted) in [("parallel", "process", 3), ("hot", "kernel", 2), ("warm", "process", 2)] {
-        let how = ["plugin", "load", present, "--mode", mode, "--placement", placement, "--snapshot-every", "4"];
+    for (mode, placement, wanted) in
+        [("parallel", "process", 3), ("hot", "kernel", 2), ("warm", "process", 2)]
+    {
+        let how =
+            ["plugin", "load", present, "--mode", mode, "--placement", placement, "--snapshot-every", "4"];
         let _ = cluster.ok(&how);
         let mut value = 0;
         for _ in 0..8 {

@@ -3,7 +3,8 @@
 use dvm_core::ids::Name;
 use dvm_plugin_api::abi::{HostCalls, HostCallsRef, Slice};
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 /// What the host knows of one instance. A plug-in may keep what leads to it for ever, and so it is never freed.
 #[derive(Debug)]
@@ -23,7 +24,29 @@ pub(super) enum Log {
     /// To standard error, with its level before it, as `sd-daemon(3)` has it.
     Stderr,
     /// To this process's log.
-    Here { plugin: Name, member: Name },
+    Here(Speaker),
+}
+
+/// Whose instance it is that says something.
+#[derive(Clone, Debug)]
+pub(super) struct Speaker {
+    pub(super) plugin: Name,
+    pub(super) member: Name,
+    /// The member's, as it is now.
+    pub(super) rank: Arc<AtomicU16>,
+}
+
+impl Speaker {
+    /// Puts a line of it into the log.
+    pub(super) fn say(&self, level: u8, pid: u32, text: &str) {
+        let (plugin, member, rank) = (&*self.plugin, &*self.member, self.rank.load(Ordering::Relaxed));
+        match level {
+            0..=3 => tracing::error!(target: "plugin", plugin, member, rank, pid, "{text}"),
+            4 => tracing::warn!(target: "plugin", plugin, member, rank, pid, "{text}"),
+            7 => tracing::debug!(target: "plugin", plugin, member, rank, pid, "{text}"),
+            _ => tracing::info!(target: "plugin", plugin, member, rank, pid, "{text}"),
+        }
+    }
 }
 
 impl Context {
@@ -68,20 +91,10 @@ impl Context {
                 // A log that cannot be written has nowhere to complain.
                 let _ = std::io::stderr().write_all(lines.as_bytes());
             }
-            Log::Here { plugin, member } => {
-                text.lines().for_each(|line| write_line(level, plugin, member, std::process::id(), line));
+            Log::Here(speaker) => {
+                text.lines().for_each(|line| speaker.say(level, std::process::id(), line));
             }
         }
-    }
-}
-
-/// Puts a line of a plug-in into the log.
-pub(super) fn write_line(level: u8, plugin: &str, member: &str, pid: u32, text: &str) {
-    match level {
-        0..=3 => tracing::error!(target: "plugin", plugin, member, pid, "{text}"),
-        4 => tracing::warn!(target: "plugin", plugin, member, pid, "{text}"),
-        7 => tracing::debug!(target: "plugin", plugin, member, pid, "{text}"),
-        _ => tracing::info!(target: "plugin", plugin, member, pid, "{text}"),
     }
 }
 

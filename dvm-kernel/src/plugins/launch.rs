@@ -4,7 +4,7 @@ use super::Peers;
 use super::channel::{FromChild, ToChild};
 use super::history::{Base, Start};
 use super::link::Link;
-use super::manager::{Options, Shared};
+use super::manager::Shared;
 use super::process::Ending;
 use bytes::Bytes;
 use dvm_core::state::{Limits, Mode, Placement, PluginSpec};
@@ -41,7 +41,7 @@ impl Trouble {
     pub(super) fn late(stage: &'static str) -> Self {
         let reason = match stage {
             "fetch" => "the library did not arrive in time",
-            _ => "no answer in time; the plug-in's process was ended",
+            _ => "no answer in time; the instance was ended",
         };
         Self { timeout: true, ..Self::new(stage, "timeout", reason) }
     }
@@ -169,10 +169,10 @@ pub(super) async fn begin<P: Peers>(
     });
     let copy = timeout_at(deadline, copy).await.map_err(late("check"))?;
     let _copy = copy.map_err(|error| Trouble::new("check", "crash", error.to_string()))??;
-    let Options { kernel, name, .. } = &shared.options;
+    let speaker = shared.speaker(&spec.name);
     let link = match inside {
-        true => Link::inside(&shared.inside, &spec.name, name),
-        false => Link::start(kernel, &spec.name, name),
+        true => Link::inside(&shared.inside, speaker),
+        false => Link::start(&shared.options.kernel, speaker),
     };
     let mut link =
         link.map_err(|error| Trouble::new("start", io_code(&error), format!("no child for it: {error}")))?;

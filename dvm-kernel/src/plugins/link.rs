@@ -1,6 +1,7 @@
 //! A child, process or thread, and the socket to it: frames go out without waiting, answers come back in order, and at last its end.
 
 use super::channel::{self, FromChild, ToChild};
+use super::context::Speaker;
 use super::inside::Inside;
 use super::process::{Ending, Process, Usage};
 use super::thread::Thread;
@@ -82,8 +83,8 @@ impl Link {
     ///
     /// # Errors
     /// As [`Process::start`].
-    pub(super) fn start(kernel: &Path, plugin: &str, member: &str) -> io::Result<Self> {
-        let (process, socket) = Process::start(kernel, plugin, member)?;
+    pub(super) fn start(kernel: &Path, speaker: Speaker) -> io::Result<Self> {
+        let (process, socket) = Process::start(kernel, speaker)?;
         Ok(Self::new(Far::Process(process), socket))
     }
 
@@ -91,8 +92,8 @@ impl Link {
     ///
     /// # Errors
     /// As [`Thread::start`].
-    pub(super) fn inside(inside: &Arc<Inside>, plugin: &str, member: &str) -> io::Result<Self> {
-        let (thread, socket) = Thread::start(inside, plugin, member)?;
+    pub(super) fn inside(inside: &Arc<Inside>, speaker: Speaker) -> io::Result<Self> {
+        let (thread, socket) = Thread::start(inside, speaker)?;
         Ok(Self::new(Far::Thread(thread), socket))
     }
 

@@ -1,6 +1,7 @@
 //! The manager: what is loaded on this member, and what each entry of the history means to it.
 
 use super::channel::{ToChild, frame};
+use super::context::Speaker;
 use super::history::{Base, Item, Kind, Start};
 use super::inside::{IMAGES_MAX, Inside};
 use super::instance::{self, Announce, Beginning, Handle, Message, Phase, Tells};
@@ -22,7 +23,7 @@ use dvm_plugin_api::host::encode_meta;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -55,11 +56,18 @@ pub(super) struct Shared<P> {
     pub(super) options: Options,
     /// What of plug-ins is in this process.
     pub(super) inside: Arc<Inside>,
+    /// This member's.
+    rank: Arc<AtomicU16>,
     /// To the ring's task, through a task of its own: nobody here waits for it.
     outbox: mpsc::UnboundedSender<FromPlugins>,
 }
 
 impl<P> Shared<P> {
+    /// Who an instance of a plug-in is in the log.
+    pub(super) fn speaker(&self, plugin: &Name) -> Speaker {
+        Speaker { plugin: plugin.clone(), member: self.options.name.clone(), rank: self.rank.clone() }
+    }
+
     /// Tells the ring's task. What is told is little and rare: results of transactions and ends of processes.
     pub(super) fn tell(&self, what: FromPlugins) {
         // The kernel ends when nobody listens any more.
@@ -84,7 +92,8 @@ pub(crate) fn start<P: Peers>(peers: Arc<P>, options: Options) -> mpsc::Sender<T
                 }
             });
             let inside = Arc::new(Inside::new(IMAGES_MAX));
-            Manager::new(Shared { peers, options, inside, outbox }).run(inbox).await;
+            let rank = Arc::default();
+            Manager::new(Shared { peers, options, inside, rank, outbox }).run(inbox).await;
         });
     };
     std::thread::Builder::new().name("plugins".into()).spawn(run).expect("a kernel can start a thread");
@@ -159,7 +168,7 @@ struct Parked {
 impl<P: Peers> Manager<P> {
     fn new(shared: Shared<P>) -> Self {
         Self {
-            roster: Roster::new(shared.options.name.clone()),
+            roster: Roster::new(shared.options.name.clone(), shared.rank.clone()),
             shared: Arc::new(shared),
             index: 0,
             plugins: BTreeMap::new(),

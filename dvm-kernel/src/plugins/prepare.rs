@@ -109,19 +109,17 @@ impl Upgrade {
         }
         let base = fresh(&spec)?;
         let until = if runs { Until::Started } else { Until::Valid };
-        let link = begin(shared, &spec, &base, place, until, deadline).await?;
-        let successor = Successor { link, config: base.config.clone(), place: place.clone() };
-        let state = match state {
-            Some(state) => {
-                timeout_at(deadline, state).await.map_err(|_| Trouble::late("restore"))?.ok().flatten()
-            }
-            None => None,
-        };
-        if let Some(state) = state {
-            let base = Base { state: Start::From(state), ..base };
+        let handed = async {
+            let Some(state) = state else { return Ok(()) };
+            let state = timeout_at(deadline, state).await.map_err(|_| Trouble::late("restore"))?;
+            // An instance that does not run may have none to take over.
+            let Some(state) = state.ok().flatten() else { return Ok(()) };
+            let base = Base { state: Start::From(state), ..base.clone() };
             let mut tried = launch(shared, &spec, &base, place, Until::Restored, deadline).await?;
-            ask(&mut tried, "restore", &ToChild::Snapshot, deadline).await?;
-        }
+            ask(&mut tried, "restore", &ToChild::Snapshot, deadline).await
+        };
+        let (link, ()) = tokio::try_join!(begin(shared, &spec, &base, place, until, deadline), handed)?;
+        let successor = Successor { link, config: base.config, place: place.clone() };
         Ok(runs.then_some(successor))
     }
 }

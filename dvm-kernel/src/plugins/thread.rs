@@ -1,7 +1,7 @@
 //! An instance as a thread of this kernel: what a process is for the others, with the same loop at its end.
 
 use super::child::{Hosted, serve};
-use super::context::{Context, Log};
+use super::context::{Context, Log, Speaker};
 use super::inside::Inside;
 use dvm_core::ids::Name;
 use std::convert::Infallible;
@@ -31,13 +31,14 @@ impl Thread {
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn start(inside: &Arc<Inside>, plugin: &str, member: &str) -> io::Result<(Self, UnixStream)> {
+    pub(super) fn start(inside: &Arc<Inside>, speaker: Speaker) -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let socket = UnixStream::from_std(ours)?;
-        let context = Context::new(Log::Here { plugin: plugin.into(), member: member.into() });
+        let plugin = speaker.plugin.clone();
+        let context = Context::new(Log::Here(speaker));
         let (alive, ended) = mpsc::channel(1);
-        let mut hosted = Hosted::new(context, Some((inside.clone(), plugin.into())));
+        let mut hosted = Hosted::new(context, Some((inside.clone(), plugin.clone())));
         let run = move || {
             if let Err(error) = serve(theirs, &mut hosted) {
                 tracing::debug!(%error, "a plug-in's thread ends");
@@ -45,8 +46,8 @@ impl Thread {
             hosted.end();
             drop(ended);
         };
-        let thread = std::thread::Builder::new().name(plugin.into()).stack_size(STACK).spawn(run)?;
-        let (inside, plugin, thread) = (inside.clone(), plugin.into(), Some(thread));
+        let thread = std::thread::Builder::new().name(plugin.clone()).stack_size(STACK).spawn(run)?;
+        let (inside, thread) = (inside.clone(), Some(thread));
         Ok((Self { inside, plugin, context, alive, thread }, socket))
     }
 

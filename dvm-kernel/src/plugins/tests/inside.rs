@@ -40,9 +40,9 @@ async fn a_counter_on_a_thread_counts_and_its_image_is_used_again() {
 
 #[tokio::test]
 async fn a_panic_and_a_hang_are_told_and_the_next_command_works() {
-    for (fault, quarantined) in [("panic", 0), ("hang", 1)] {
+    for (fault, deadline_ms, quarantined) in [("panic", 20_000, 0), ("hang", 500, 1)] {
         let mut world = World::new(2).await;
-        assert!(load(&mut world, &[("faults", "true")], |spec| spec.deadline_ms = 500).await);
+        assert!(load(&mut world, &[("faults", "true")], |spec| spec.deadline_ms = deadline_ms).await);
         let before = world.command(json!({"add": 5})).await;
         assert_eq!(world.reply(1, before).await, value(5));
         world.command(json!({"fail": fault, "on": "k1"})).await;
@@ -139,5 +139,23 @@ async fn standbys_on_threads_take_over_and_an_upgrade_hands_the_state_over() {
         world.until(|world| world.count("instance-promoted") == 2).await;
         let last = world.command(json!({"add": 1})).await;
         assert_eq!(world.reply(primary(&world), last).await, value(66), "{mode:?}");
+    }
+}
+
+/// Not a promise, a figure: `cargo test -p dvm-kernel --release -- --nocapture there_and_back`.
+#[tokio::test]
+async fn a_command_there_and_back_in_a_process_and_on_a_thread() {
+    for placement in [Placement::Process, Placement::Kernel] {
+        let mut world = World::new(1).await;
+        assert!(world.load(&[], |spec| spec.placement = placement).await.committed);
+        let mut times = Vec::new();
+        for count in 1..=2_000 {
+            let begun = Instant::now();
+            let index = world.command(json!({"add": 1})).await;
+            assert_eq!(world.reply(0, index).await, value(count));
+            times.push(begun.elapsed());
+        }
+        times.sort();
+        eprintln!("{placement:?}: p50 {:?}, p99 {:?}", times[1_000], times[1_980]);
     }
 }

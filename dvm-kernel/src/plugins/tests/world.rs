@@ -231,7 +231,7 @@ impl World {
         self.submit(Change::Transaction(Box::new(transaction.clone()))).await;
         for manager in &self.managers {
             let placed = self.state.open[&id].places.contains(&manager.identity.id);
-            let (transaction, limit_ms) = (Box::new(transaction.clone()), 1_500);
+            let (transaction, limit_ms) = (Box::new(transaction.clone()), 3_000);
             let execute = ToPlugins::Execute { transaction, placed, limit_ms };
             manager.to.send(execute).await.expect("the manager lives");
         }
