@@ -6,7 +6,7 @@ use super::documents;
 use super::requests::Ask;
 use super::roles::{Acts, Answerer};
 use crate::peer::BlobError;
-use crate::plugins::{NO_LIMITS, ReplyError, ToPlugins, from_json};
+use crate::plugins::{ITS_OWN, NO_LIMITS, ReplyError, ToPlugins, from_json};
 use crate::security::ticket::unhex;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId, is_name};
 use dvm_core::state::{
@@ -75,7 +75,9 @@ impl Server {
         let kind = match kind {
             Asked::Load(load) => {
                 let spec = self.spec(*load)?;
-                self.spread(ask, &spec.library).await?;
+                if spec.placement != Placement::Application {
+                    self.spread(ask, &spec.library).await?;
+                }
                 TransactionKind::Load(Box::new(spec))
             }
             Asked::Upgrade { plugin, version, payload, hash, size, canary } => {
@@ -228,6 +230,10 @@ impl Server {
                 return Err(usage(NO_LIMITS.into()).hint(hint));
             }
             "kernel" => Placement::Kernel,
+            "application" if load.memory.is_some() || load.cpu_ms.is_some() => {
+                return Err(usage(ITS_OWN.into()).hint("leave --limit out"));
+            }
+            "application" => Placement::Application,
             placement => return Err(usage(format!("`{placement}` is no placement"))),
         };
         let on = load.on.into_iter().map(|term| match term.split_once('=') {
@@ -238,7 +244,12 @@ impl Server {
             Every::Items(items) => SnapshotEvery::Items(items.max(1)),
             Every::Ms(ms) => SnapshotEvery::Ms(ms.max(1)),
         };
-        let (payload, hash) = (payload_format(&load.payload)?, self.sent(&load.hash)?);
+        let payload = payload_format(&load.payload)?;
+        // An application brings its code itself.
+        let hash = match placement {
+            Placement::Application => [0; 32],
+            Placement::Process | Placement::Kernel => self.sent(&load.hash)?,
+        };
         let library = Library { version: load.version, hash, size: load.size, payload };
         Ok(PluginSpec {
             mode,
