@@ -10,6 +10,7 @@ use super::link::Link;
 use super::prepare::Successor;
 use super::roster::Roster;
 use super::{Execution, Figures, FromPlugins, Peers, ReplyError, ToPlugins, payload, prepare};
+use crate::peer::give_way;
 use bytes::Bytes;
 use dvm_core::Delivery;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
@@ -80,7 +81,9 @@ impl<P> Shared<P> {
 pub(crate) fn start<P: Peers>(peers: Arc<P>, options: Options) -> mpsc::Sender<ToPlugins> {
     let (to, inbox) = mpsc::channel(INBOX);
     let run = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        // Its other threads write the copies of libraries.
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(give_way).build();
         runtime.expect("a runtime needs a few descriptors, and the kernel has them").block_on(async {
             let (outbox, mut told) = mpsc::unbounded_channel();
             let reports = options.reports.clone();

@@ -282,18 +282,30 @@ fn send(client: &mut Client, library: &Library, timeout: Option<Duration>) -> Re
     Ok(())
 }
 
-/// Loads a library as it is in a mode, for commands that need it loaded.
+/// Loads a library for commands that need it loaded; `shape` changes what a load asks for by itself.
 pub(crate) fn load_in(
     client: &mut Client,
     path: &Path,
-    mode: &str,
-    instances: Option<u16>,
+    shape: impl FnOnce(Load) -> Load,
     timeout: Duration,
 ) -> Result<TransactionDoc, Failure> {
     let library = library::read(path)?;
-    let load = Load { mode: mode.into(), instances, ..plain(&library) };
+    let load = shape(plain(&library));
     let (kind, rule) = (TransactionKind::Load(Box::new(load)), Rule { require: None, dry_run: false });
     send_and_transact(client, &library, kind, rule, Some(timeout))
+}
+
+/// Does to a plug-in what every member must succeed in, for commands that need it done.
+pub(crate) fn transact_in(
+    client: &mut Client,
+    kind: TransactionKind,
+    timeout: Duration,
+) -> Result<TransactionDoc, Failure> {
+    let request = Request::Transact { kind, require: None, dry_run: false };
+    match client.request(request, None, Some(timeout))? {
+        Answer::Transaction(document) => Ok(*document),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// A load that asks for nothing in particular.
