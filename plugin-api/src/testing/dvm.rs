@@ -225,7 +225,9 @@ impl Dvm {
     /// If one panics at it.
     pub fn stop(mut self) -> Result<(), Failure> {
         let instances = self.members.iter_mut().filter_map(|member| member.instance.take());
-        instances.map(|instance| settled(instance.stop())).collect()
+        // All are, whatever one says.
+        let told: Vec<_> = instances.map(|instance| settled(instance.stop())).collect();
+        told.into_iter().collect()
     }
 
     pub(super) fn find(&self, name: &str) -> Result<usize, Failure> {

@@ -98,7 +98,7 @@ impl Dvm {
             self.resume(&name)?;
         }
         report.panics = self.panics - panics;
-        self.from_the_beginning()?;
+        self.tell_all_again()?;
         Ok(report)
     }
 
@@ -145,7 +145,7 @@ impl Dvm {
     }
 
     /// One more member's instance is told the whole history, and leaves again.
-    fn from_the_beginning(&mut self) -> Result<(), Failure> {
+    fn tell_all_again(&mut self) -> Result<(), Failure> {
         self.step("tell an instance the whole history".into());
         if self.bed.stateless {
             return Ok(());
