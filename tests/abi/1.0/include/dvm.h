@@ -1,0 +1,169 @@
+/* dvm.h - the client of a distributed virtual machine (DVM) in C.
+ *
+ * An event is one more message in your loop: wait for dvm_fd() to be readable together with your other descriptors, then
+ * call dvm_next_event() until it returns 0, or dvm_dispatch(), which calls your callbacks. Nothing runs behind your back:
+ * the library has no thread and no signal handler, raises no SIGPIPE, and opens every descriptor close-on-exec.
+ *
+ *     dvm_t *dvm;
+ *     if (dvm_open(&dvm, NULL) < 0 || dvm_subscribe(dvm, DVM_MEMBER, NULL) < 0)
+ *         errx(1, "%s", dvm_error(dvm));
+ *     struct pollfd p = {.fd = dvm_fd(dvm), .events = POLLIN};
+ *     while (poll(&p, 1, -1) >= 0) {
+ *         dvm_event_t e;
+ *         int n;
+ *         while ((n = dvm_next_event(dvm, &e)) > 0)
+ *             printf("%s %s\n", e.kind, e.member ? e.member : "");
+ *         if (n < 0)
+ *             break;
+ *     }
+ *     dvm_close(dvm);
+ *
+ * KERNELS THAT DIE. A handle talks to any kernel of the DVM on its host. When that one dies, it goes on at another, right
+ * after the last event: none is missed, none is told twice. Where there is none it tells an event `detached` once and looks
+ * for a kernel again whenever it is asked for events; dvm_fd() becomes readable when it is time to. What no kernel keeps
+ * any more is told as an event `overflow`.
+ *
+ * THREADS. One thread at a time uses a handle; different handles are independent. Every function may be called from any
+ * thread, none from a signal handler.
+ *
+ * FORK. A handle belongs to the process that opened it. In a forked child no function touches anything of the parent's:
+ * dvm_error(), dvm_error_json() and dvm_uri() tell what they know, dvm_close() lets go of the child's copies, all others fail
+ * with DVM_FORKED. A child that wants a DVM opens a handle of its own. A child that calls exec keeps nothing.
+ *
+ * ERRORS. Functions that return int return a negative code on failure, and then dvm_error() tells what happened, to whom,
+ * and what to do next. NULL for a required argument is DVM_USAGE.
+ *
+ * STRINGS are UTF-8 and end with a zero. What the library gives out is the caller's only where it says so.
+ */
+#ifndef DVM_H
+#define DVM_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DVM_VERSION "1.0.0"
+
+/* A client of one DVM. */
+typedef struct dvm dvm_t;
+
+/* Codes of failure. The first eight are the exit codes of the command `dvm`. */
+enum {
+    DVM_FAILURE = -1,         /* anything else */
+    DVM_USAGE = -2,           /* the call makes no sense */
+    DVM_NO_DVM = -3,          /* no kernel can be reached */
+    DVM_REJECTED = -4,        /* voted down */
+    DVM_UNKNOWN = -5,         /* timed out, or the kernel was lost: it may or may not take effect */
+    DVM_NOT_FOUND = -6,       /* no such plug-in */
+    DVM_DENIED = -7,          /* not allowed */
+    DVM_NO_QUORUM = -8,       /* this side of the DVM has no quorum */
+    DVM_ENDED = -9,           /* no failure: the DVM was halted, and all its events were told */
+    DVM_FORKED = -10,         /* the handle belongs to another process */
+    DVM_PARTITION_LOST = -11  /* what this handle was told last is not in the history that stands: read anew */
+};
+
+/* Families of events, the bits of a mask. docs/events.md has every kind and its fields. */
+#define DVM_MEMBER    UINT64_C(0x01) /* member-joined, member-left, member-failed, member-changed */
+#define DVM_INSTANCE  UINT64_C(0x02) /* instance-started, instance-failed, instance-restarted, ... */
+#define DVM_CONFIG    UINT64_C(0x08) /* config-changed */
+#define DVM_LABEL     UINT64_C(0x10) /* label-changed, quorum-lost, quorum-regained */
+#define DVM_KEY       UINT64_C(0x20) /* key-changed; not in DVM_ALL */
+#define DVM_SUSPECTED UINT64_C(0x40) /* member-suspected: advisory, may pass; not in DVM_ALL */
+#define DVM_STREAM    UINT64_C(0x80) /* detached, overflow, partition-lost, halting; always told */
+#define DVM_ALL       UINT64_C(0x9f) /* what `dvm events` tells */
+
+/* One more of them: plugin-loaded, plugin-unloaded, plugin-configured, plugin-changed, ... It is no macro, because dvm_plugin.h
+ * has one of that name, which takes arguments; so a file may use both headers. */
+enum { DVM_PLUGIN = 0x04 };
+
+/* An event. Its strings live until the next call of dvm_next_event, dvm_dispatch, dvm_subscribe or dvm_close on its handle,
+ * or until the callback that it is given to returns. */
+typedef struct dvm_event {
+    uint64_t index;        /* its place in the history, rising strictly; 0: it has none there */
+    uint64_t epoch;        /* of the view that it was delivered in */
+    uint64_t family;       /* one bit of the mask; 0: a kind that this version does not know */
+    int64_t last_heard_ms; /* member-failed: how long before the member was last heard; -1: not told */
+    const char *kind;      /* what happened, such as "member-failed" */
+    const char *member;    /* whom it is about; NULL: nobody */
+    const char *plugin;    /* which plug-in it is about; NULL: none */
+    const char *cause;     /* why; NULL: not told */
+    const char *noticed_by; /* the member that noticed; NULL: not told */
+    const char *label;     /* "confirmed" or "provisional" */
+    const char *lineage;   /* line of descent; changes only by `dvm promote` */
+    const char *view;      /* the view that it was delivered in */
+    const char *cursor;    /* where to resume right after it: for dvm_subscribe, here or in another process */
+    const char *time;      /* the proposer's clock, RFC 3339; the same at every member */
+    const char *json;      /* all of it, as `dvm events --json` prints it */
+    const void *reserved[8];
+} dvm_event_t;
+
+/* What dvm_dispatch calls. It may call any function with the handle that it knows but dvm_dispatch; a dvm_close takes
+ * effect when it has returned. It must return: no longjmp, no exception. */
+typedef void (*dvm_event_fn)(const dvm_event_t *event, void *arg);
+
+/* Opens a handle on a DVM, and stores it in *dvm; the caller closes it with dvm_close. uri: a DVM's name, or `unix:PATH` with
+ * the path of its directory or of a member's socket, which is preferred then; NULL: the environment's DVM_URI, else the
+ * user's only DVM on this host. Waits until a kernel answers, 10 seconds at most. 0, or a code of failure: then *dvm is
+ * NULL, and dvm_error(*dvm) tells of it all the same. */
+int dvm_open(dvm_t **dvm, const char *uri);
+
+/* A descriptor that is readable (POLLIN) when an event is there or may be, and when it is time to look for a kernel again.
+ * It is the same from dvm_open to dvm_close, whichever kernel is talked to, and before dvm_subscribe already. It is for poll,
+ * select, epoll and the like alone: neither read nor close it, and take it out of your loop before dvm_close. */
+int dvm_fd(dvm_t *dvm);
+
+/* Asks for the events of the families in mask, in place of what was asked for before. cursor: where to begin, the cursor of
+ * an event (after it), "all" (what is kept), "now", or an index; NULL: now. Waits until a kernel has taken it, 10 seconds at
+ * most. 0, or a code of failure: nothing is subscribed then. A kernel's refusal, such as of a text that is no cursor, may
+ * only come as the failure of dvm_next_event. */
+int dvm_subscribe(dvm_t *dvm, uint64_t mask, const char *cursor);
+
+/* Fills in the next event; never waits. 1: an event. 0: none is here now. A code of failure: the subscription has ended, which
+ * every further call repeats, until dvm_subscribe; DVM_ENDED when the DVM was halted. */
+int dvm_next_event(dvm_t *dvm, dvm_event_t *event);
+
+/* Has dvm_dispatch call fn with arg for the events of the families in mask, after those that were set before; for those of
+ * DVM_STREAM always. It asks for nothing: dvm_subscribe does. The same fn and arg again replace the mask, and a mask of 0 takes
+ * them back. 0, or a code of failure. */
+int dvm_on_event(dvm_t *dvm, uint64_t mask, dvm_event_fn fn, void *arg);
+
+/* Takes the events that are here, at most 64, and calls the callbacks for each in this thread; never waits. How many it
+ * took: events that no callback wants are counted, too. A code of failure as for dvm_next_event. */
+int dvm_dispatch(dvm_t *dvm);
+
+/* Sends one command to a plug-in, a JSON text, and waits for its reply, at most timeout_ms milliseconds (negative: as long as
+ * it takes). When the kernel dies meanwhile the command is sent to another, and takes effect once however often it was sent.
+ * 0: *reply is the reply, a JSON text, which the caller frees with dvm_free; reply may be NULL. A code of failure: *reply is
+ * NULL; a plug-in's own error is DVM_FAILURE. Events wait meanwhile. */
+int dvm_call(dvm_t *dvm, const char *plugin, const char *json, char **reply, int timeout_ms);
+
+/* The families with a kind that begins so: dvm_mask("member-failed") is DVM_MEMBER. 0: there is no such kind. */
+uint64_t dvm_mask(const char *kind);
+
+/* The URI that means the same DVM for any process of this host, whatever dvm_open was given. It lives as long as the handle. */
+const char *dvm_uri(dvm_t *dvm);
+
+/* The member whose kernel tells the events; NULL: none now, or a failure. The string lives until the next call with this handle. */
+const char *dvm_through(dvm_t *dvm);
+
+/* What the last failure with this handle was: what happened, why, what to do next, in one line. NULL: of this thread's last
+ * dvm_open. Never NULL; empty before the first failure. The string lives until the next failure, or dvm_close. */
+const char *dvm_error(dvm_t *dvm);
+
+/* The same as JSON: {"code":"no-dvm","exit":3,"message":...,"cause":...,"hint":...}; "{}" before the first failure. */
+const char *dvm_error_json(dvm_t *dvm);
+
+/* Frees what dvm_call gave out. NULL is fine. */
+void dvm_free(void *text);
+
+/* Ends a handle, its descriptor and its events. NULL is fine. Called by a callback, it takes effect when dvm_dispatch has
+ * returned. */
+void dvm_close(dvm_t *dvm);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
