@@ -1,6 +1,7 @@
 //! The core's values as the documents that scripts parse.
 
 use crate::clock::rfc3339;
+use crate::plugins::Figures;
 use crate::security::ticket::hex;
 use dvm_core::ids::{Epoch, HistoryIndex, MemberId, Name, TransactionId, ViewId};
 use dvm_core::state::{
@@ -216,8 +217,8 @@ pub(crate) struct Beside {
     pub(crate) uri: String,
     /// How long each open transaction has been open here, milliseconds.
     pub(crate) since_ms: BTreeMap<TransactionId, u64>,
-    /// Of this kernel's instances: applied through, and process.
-    pub(crate) applied: BTreeMap<Name, (u64, u32)>,
+    /// Of this kernel's instances.
+    pub(crate) figures: BTreeMap<Name, Figures>,
 }
 
 /// The status.
@@ -341,7 +342,7 @@ fn plugin(seen: &Seen, beside: &Beside, plugin: &Plugin) -> PluginDoc {
         // A member that keeps a state runs nothing.
         .filter(|(_, instance)| instance.state != InstanceState::Keeping)
         .map(|(id, instance)| {
-            let own = beside.applied.get(&plugin.spec.name).filter(|_| *id == seen.me);
+            let own = beside.figures.get(&plugin.spec.name).filter(|_| *id == seen.me);
             let state = match instance.state {
                 InstanceState::Keeping | InstanceState::Starting => "starting",
                 InstanceState::Running => "running",
@@ -363,8 +364,8 @@ fn plugin(seen: &Seen, beside: &Beside, plugin: &Plugin) -> PluginDoc {
                 role: role.into(),
                 state: state.into(),
                 placement: placement.into(),
-                pid: own.map_or(instance.pid, |(_, pid)| *pid),
-                applied: own.map(|(applied, _)| *applied),
+                pid: own.map_or(instance.pid, |own| own.pid),
+                applied: own.map(|own| own.applied),
             }
         })
         .collect();

@@ -4,11 +4,11 @@ use super::Server;
 use super::changes::accepted;
 use super::connections::Outgoing;
 use super::documents::{self, Beside, Place, Seen};
-use crate::plugins::ToPlugins;
+use crate::plugins::{Figures, ToPlugins};
 use crate::ring::RingGone;
 use crate::security::fill_random;
 use crate::security::ticket::Ticket;
-use dvm_core::ids::{MemberId, Time};
+use dvm_core::ids::{MemberId, Name, Time};
 use dvm_core::state::{Change, KeyRecord, State};
 use dvm_core::wire::Identity;
 use dvm_core::{Config, Member, Phase};
@@ -17,6 +17,8 @@ use dvm_plugin_api::local::{
     ToClient, ToKernel, decode, encode,
 };
 use serde_json::Value;
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -62,9 +64,10 @@ impl Server {
     /// Serves one request of a client.
     pub(super) async fn serve_request(self: &Rc<Self>, message: ToKernel, outgoing: &Outgoing) {
         let id = message.id;
-        self.unfinished.update(|count| count + 1);
-        let _finished = Finish(self);
+        self.shared.tally.questions.add(1);
+        let _unfinished = Counted::one(&self.unfinished);
         if let Request::Subscribe { since, kinds, follow, key_prefix } = message.request {
+            let _subscriber = Counted::one(&self.subscribers);
             if let Some(answer) = self.subscribe(id, since, kinds, follow, key_prefix, outgoing).await {
                 let _ = outgoing.send(ToClient { id, answer }).await;
             }
@@ -173,6 +176,7 @@ impl Server {
                 Ok(accepted(None))
             }
             Request::Watched => Ok(self.ring.watched().await?),
+            Request::Metrics => self.metrics().await,
         }
     }
 
@@ -189,19 +193,25 @@ impl Server {
         self.catch_up();
         let seen = self.ring.look(see).await?;
         let seen = seen.ok_or_else(|| Failure::new(FailureCode::NoDvm, "this kernel is not a member"))?;
-        let mut applied = Vec::new();
-        if !seen.state.plugins.is_empty() {
-            let (answer, answered) = oneshot::channel();
-            self.tell_plugins(ToPlugins::Applied { answer });
-            applied = timeout(FIGURES, answered).await.ok().and_then(Result::ok).unwrap_or_default();
-        }
+        let figures = self.figures(&seen.state).await;
         let now = self.clock.now();
         let beside = Beside {
             uri: self.place.uri(),
             since_ms: self.opened.borrow().iter().map(|(id, since)| (*id, now.ms_since(*since))).collect(),
-            applied: applied.into_iter().map(|(plugin, applied, pid)| (plugin, (applied, pid))).collect(),
+            figures,
         };
         Ok(Answer::Status(Box::new(documents::status(&seen, &beside))))
+    }
+
+    /// Figures of the plug-in instances here, as far as they are to be had at once.
+    pub(super) async fn figures(&self, state: &State) -> BTreeMap<Name, Figures> {
+        if state.plugins.is_empty() {
+            return BTreeMap::new();
+        }
+        let (answer, answered) = oneshot::channel();
+        self.tell_plugins(ToPlugins::Figures { answer });
+        let figures = timeout(FIGURES, answered).await.ok().and_then(Result::ok);
+        figures.unwrap_or_default().into_iter().collect()
     }
 
     async fn state_get(self: &Rc<Self>, key: String, fresh: bool, ask: &Ask) -> Result<Answer, Failure> {
@@ -382,11 +392,18 @@ fn fill<T: serde::Serialize>(entries: impl Iterator<Item = T>) -> Vec<T> {
     filled
 }
 
-/// Counts a request as finished when it ends in any way.
-struct Finish<'a>(&'a Server);
+/// One that is counted until it ends in any way.
+struct Counted<'a>(&'a Cell<usize>);
 
-impl Drop for Finish<'_> {
+impl<'a> Counted<'a> {
+    fn one(count: &'a Cell<usize>) -> Self {
+        count.update(|count| count + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.unfinished.update(|count| count - 1);
+        self.0.update(|count| count - 1);
     }
 }

@@ -122,6 +122,7 @@ impl Peers {
         let (hash, size) = (*blake3::hash(&bytes).as_bytes(), bytes.len() as u64);
         let mut stream = self.open(to, &Question::Snapshot { hash, size }).await?;
         transfer::send(&mut stream, &bytes).await?;
+        self.shared.tally.bulk_out.add(bytes.len());
         // The joiner closes when it has all.
         stream.shutdown().await?;
         Ok(())
@@ -170,7 +171,9 @@ impl Peers {
         match reply(&mut stream, SILENCE).await? {
             Reply::None => Ok(None),
             Reply::Transfer(announced) => {
-                Ok(Some(transfer::receive(&mut stream, &self.blobs, hash, announced, size).await?))
+                let bytes = transfer::receive(&mut stream, &self.blobs, hash, announced, size).await?;
+                self.shared.tally.bulk_in.add(bytes.len());
+                Ok(Some(bytes))
             }
             _ => Err(AskError::Unexpected),
         }
@@ -180,7 +183,11 @@ impl Peers {
         let mut stream = self.open(from, &question).await?;
         match reply(&mut stream, SILENCE).await? {
             Reply::None => Ok(None),
-            Reply::Bytes(size) => Ok(Some(read_bytes(&mut stream, size, BLOB_MAX).await?)),
+            Reply::Bytes(size) => {
+                let bytes = read_bytes(&mut stream, size, BLOB_MAX).await?;
+                self.shared.tally.bulk_in.add(bytes.len());
+                Ok(Some(bytes))
+            }
             _ => Err(AskError::Unexpected),
         }
     }

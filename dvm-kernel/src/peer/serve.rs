@@ -85,6 +85,7 @@ async fn answer(server: &Rc<Server>, stream: TcpStream) -> io::Result<()> {
             tracing::debug!(peer = %from, hash = hex(&hash), "library sent");
             frame::write(&mut stream, &Reply::Transfer(bytes.len() as u64)).await?;
             transfer::send(&mut stream, &bytes).await?;
+            shared.tally.bulk_out.add(bytes.len());
             return stream.shutdown().await;
         }
         Question::Hold { hash, size } => {
@@ -95,7 +96,11 @@ async fn answer(server: &Rc<Server>, stream: TcpStream) -> io::Result<()> {
             let (answer, answered) = oneshot::channel();
             server.tell_plugins(ToPlugins::Snapshot { plugin, since, at_least, answer });
             return match answered.await.ok().flatten().filter(|bytes| bytes.len() as u64 <= BLOB_MAX) {
-                Some(bytes) => send_bytes(&mut stream, &bytes).await,
+                Some(bytes) => {
+                    send_bytes(&mut stream, &bytes).await?;
+                    shared.tally.bulk_out.add(bytes.len());
+                    Ok(())
+                }
                 None => frame::write(&mut stream, &Reply::None).await,
             };
         }
@@ -148,6 +153,7 @@ async fn take_snapshot(
         return Err(io::Error::other("a state copy came, and this kernel is a member"));
     }
     let bytes = transfer::receive(stream, server.peers.blobs(), hash, size, SNAPSHOT_MAX).await?;
+    server.shared.tally.bulk_in.add(bytes.len());
     let snapshot = postcard::from_bytes(&bytes).map_err(|error| io::Error::other(error.to_string()))?;
     tracing::info!(peer = %from, bytes = size, "state copy received");
     // The ring's task has ended: nobody needs the copy.

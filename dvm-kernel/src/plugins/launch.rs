@@ -96,7 +96,8 @@ pub(super) async fn launch<P: Peers>(
     });
     let copy = timeout_at(deadline, copy).await.map_err(late("check"))?;
     let _copy = copy.map_err(|error| Trouble::new("check", "crash", error.to_string()))??;
-    let mut link = Link::start(&shared.options.kernel, &spec.name, &shared.options.name)
+    let options = &shared.options;
+    let mut link = Link::start(&options.kernel, &options.uri, &spec.name, &options.name)
         .map_err(|error| Trouble::new("start", io_code(&error), format!("no process for it: {error}")))?;
     let mut ask = async |stage, message| {
         let answer = timeout_at(deadline, link.ask(&message)).await;

@@ -41,8 +41,8 @@ impl Link {
     ///
     /// # Errors
     /// As [`Process::start`].
-    pub(super) fn start(kernel: &Path, plugin: &str, member: &str) -> io::Result<Self> {
-        let (process, socket) = Process::start(kernel, plugin, member)?;
+    pub(super) fn start(kernel: &Path, uri: &str, plugin: &str, member: &str) -> io::Result<Self> {
+        let (process, socket) = Process::start(kernel, uri, plugin, member)?;
         let (out, received) = (Vec::new(), BytesMut::new());
         Ok(Self { process, socket, out, written: 0, received, closed: false })
     }

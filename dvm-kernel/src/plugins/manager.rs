@@ -20,7 +20,6 @@ use dvm_plugin_api::host::encode_meta;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -40,6 +39,8 @@ pub(crate) struct Options {
     pub(crate) directory: PathBuf,
     /// This member's name.
     pub(crate) name: String,
+    /// Where this kernel is reached, for a plug-in that is its client.
+    pub(crate) uri: String,
     /// The executable to run as `plugin-host`.
     pub(crate) kernel: PathBuf,
     /// To the ring's task.
@@ -207,12 +208,9 @@ impl<P: Peers> Manager<P> {
                 },
                 Err(error) => drop(answer.send(Err(error))),
             },
-            ToPlugins::Applied { answer } => {
+            ToPlugins::Figures { answer } => {
                 let instances = self.plugins.iter().filter_map(|(name, loaded)| {
-                    let gauge = &loaded.instance.as_ref()?.gauge;
-                    let (applied, pid) =
-                        (gauge.applied.load(Ordering::Relaxed), gauge.pid.load(Ordering::Relaxed));
-                    Some((name.clone(), applied, pid))
+                    Some((name.clone(), loaded.instance.as_ref()?.gauge.read()))
                 });
                 let _ = answer.send(instances.collect());
             }

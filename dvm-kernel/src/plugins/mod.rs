@@ -95,10 +95,10 @@ pub(crate) enum ToPlugins {
         /// As in `Reply`.
         answer: oneshot::Sender<Result<Result<Value, String>, ReplyError>>,
     },
-    /// The highest index each instance here has applied and its process, for `status`.
-    Applied {
+    /// Figures of the instances here.
+    Figures {
         /// By plug-in.
-        answer: oneshot::Sender<Vec<(Name, u64, u32)>>,
+        answer: oneshot::Sender<Vec<(Name, Figures)>>,
     },
     /// Another member's joining instance wants a snapshot taken at `at_least` or later.
     Snapshot {
@@ -130,6 +130,21 @@ pub(crate) enum ToPlugins {
         /// Told when none is left.
         done: oneshot::Sender<()>,
     },
+}
+
+/// Figures of an instance of this member.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures {
+    /// The highest index it has applied.
+    pub(crate) applied: u64,
+    /// Its process; 0 while there is none.
+    pub(crate) pid: u32,
+    /// Callbacks that were answered.
+    pub(crate) callbacks: u64,
+    /// Commands and events that it has not answered.
+    pub(crate) behind: u64,
+    /// Times that it failed.
+    pub(crate) failures: u64,
 }
 
 /// How a member's execution of a transaction ended: well, or why not.

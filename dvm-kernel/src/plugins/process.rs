@@ -37,12 +37,19 @@ impl Process {
     ///
     /// # Errors
     /// What the system says; nothing is left running.
-    pub(super) fn start(kernel: &Path, plugin: &str, member: &str) -> io::Result<(Self, UnixStream)> {
+    pub(super) fn start(
+        kernel: &Path,
+        uri: &str,
+        plugin: &str,
+        member: &str,
+    ) -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut command = Command::new(kernel);
         // The first word is what the child goes by; the others are for those who list processes.
         command.arg0("dvm-kernel").args(["plugin-host", plugin, member]);
+        // A plug-in, and what it starts itself, is a client of this kernel without being told where it is.
+        command.env("DVM_URI", uri);
         command.stdin(OwnedFd::from(theirs)).process_group(0);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let exited = match watch(&child) {

@@ -104,6 +104,7 @@ async fn become_member(
     let options = plugins::Options {
         directory: places.private.clone(),
         name: bootstrap.member.clone(),
+        uri: format!("{}/{}.sock", places.place.uri(), bootstrap.member),
         kernel: "/proc/self/exe".into(),
         reports: reports_in,
     };

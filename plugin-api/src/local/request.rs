@@ -1,6 +1,7 @@
 //! Requests, answers, errors.
 
 use super::documents::{EventDoc, HistoryEntry, KeyDoc, Receipt, Status, TransactionDoc, VerifyMember};
+use super::metrics::MetricDoc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -172,6 +173,8 @@ pub enum Request {
     },
     /// Ends a watch. [`Answer::Watched`].
     Watched,
+    /// What this kernel has counted since it started, and what it measures now; orders nothing. [`Answer::Metrics`].
+    Metrics,
 }
 
 /// Where a subscription begins.
@@ -433,6 +436,8 @@ pub enum Answer {
         /// Ring bytes this kernel wrote meanwhile.
         bytes: u64,
     },
+    /// To [`Request::Metrics`].
+    Metrics(Vec<MetricDoc>),
 }
 
 /// Why a request has no answer.

@@ -128,7 +128,8 @@ impl World {
         let (reports, from) = mpsc::channel(64);
         let kernel = built("dvm-kernel", "cargo build -p dvm-kernel");
         let (name, path) = (identity.name.clone(), directory.path().into());
-        let options = Options { directory: path, name, kernel, reports };
+        let uri = "unix:/nowhere".into();
+        let options = Options { directory: path, name, uri, kernel, reports };
         let to = start(Arc::new(self.neighbours.clone()), options);
         let (me, state) = (identity.id, Box::new(self.state.clone()));
         to.send(ToPlugins::Restored { me, state }).await.expect("the manager lives");
@@ -350,9 +351,9 @@ impl World {
         for manager in &self.managers {
             loop {
                 let (answer, answered) = oneshot::channel();
-                manager.to.send(ToPlugins::Applied { answer }).await.expect("the manager lives");
+                manager.to.send(ToPlugins::Figures { answer }).await.expect("the manager lives");
                 let applied = answered.await.expect("an answer");
-                if applied.first().is_none_or(|(_, applied, _)| *applied > index.0) {
+                if applied.first().is_none_or(|(_, figures)| figures.applied > index.0) {
                     break;
                 }
                 assert!(tokio::time::Instant::now() < deadline, "it does not come to pass");
@@ -363,8 +364,8 @@ impl World {
 
     pub(super) async fn pid(&self, at: usize) -> u32 {
         let (answer, answered) = oneshot::channel();
-        self.managers[at].to.send(ToPlugins::Applied { answer }).await.expect("the manager lives");
-        answered.await.expect("an answer").first().map_or(0, |(_, _, pid)| *pid)
+        self.managers[at].to.send(ToPlugins::Figures { answer }).await.expect("the manager lives");
+        answered.await.expect("an answer").first().map_or(0, |(_, figures)| figures.pid)
     }
 
     pub(super) async fn fence(&self, at: usize) {
