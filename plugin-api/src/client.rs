@@ -320,6 +320,7 @@ fn kind(request: &Request) -> Kind {
         | Request::Verify
         | Request::PutBlob { .. }
         | Request::Ticket
+        | Request::TicketOf { .. }
         | Request::Call { query: true, .. } => Kind::Read,
         Request::StateTransaction { .. }
         | Request::Configure { .. }

@@ -164,6 +164,7 @@ impl Server {
             Request::PutBlob { hash, size, offset, data } => self.put_blob(&hash, size, offset, &data),
             Request::Transact { kind, require, dry_run } => self.transact(ask, kind, require, dry_run).await,
             Request::Ticket => self.ticket(),
+            Request::TicketOf { member } => self.ticket_of(&member, ask).await,
             Request::Remove { member, force } => self.remove(ask, &member, force).await,
             Request::Halt => self.halt(ask).await,
             Request::Promote => self.promote(ask).await,
@@ -281,6 +282,24 @@ impl Server {
         let (addresses, contact) = (identity.addresses.clone(), identity.id);
         let (authority, dvm) = (self.shared.vault.fingerprint(), self.shared.dvm);
         Ok(Answer::Ticket(Ticket { addresses, contact, authority, dvm, secret }.text()))
+    }
+
+    async fn ticket_of(&self, member: &str, ask: &Ask) -> Result<Answer, Failure> {
+        let id = self.find_member(member).await?;
+        if id == self.identity.borrow().id {
+            return self.ticket();
+        }
+        let limit = ask.left(REACH);
+        let timeout_ms = Some(limit.as_millis() as u64);
+        let asked = ToKernel { id: 1, stamp: None, timeout_ms, seen: None, request: Request::Ticket };
+        let none = |why: String| {
+            Failure::new(FailureCode::Failure, format!("{member} gave no ticket"))
+                .cause(why)
+                .hint("ask another")
+        };
+        let relayed = self.peers.relay(id, encode(&asked), limit).await;
+        let relayed = relayed.map_err(|error| none(error.to_string()))?;
+        decode::<ToClient>(&relayed).map_err(|error| none(error.to_string()))?.answer
     }
 
     /// Uses a ticket up: whom to join through, and the settings.

@@ -2,7 +2,7 @@
 
 use super::joining::{Beginning, How};
 use super::places::Places;
-use super::{Failed, say_and_let_go, signals};
+use super::{Failed, guardian, say_and_let_go, signals};
 use crate::clock::Clock;
 use crate::feed::Feed;
 use crate::local::{self, Parts};
@@ -158,6 +158,7 @@ fn admitted(
     refused: oneshot::Sender<String>,
 ) -> crate::ring::Admitted {
     let (member, socket) = (bootstrap.member.clone(), places.socket_path.clone());
+    let guardian = bootstrap.respawn.map(|respawn| guardian::command(bootstrap, places, respawn));
     Box::new(move |admitted: Result<MemberId, String>| match admitted {
         Ok(id) => {
             let ready = Bootstrapped::Ready { member, id: id.to_string(), pid: std::process::id(), socket };
@@ -167,6 +168,8 @@ fn admitted(
                     let by = LeaveBy::Term;
                     let _ = ring.input(dvm_core::Input::Leave { by }).await;
                 });
+            } else if let Some(guardian) = guardian {
+                guardian::start(guardian);
             }
         }
         // Told when everything else has ended.

@@ -142,6 +142,11 @@ pub enum Request {
     },
     /// The log's path is in [`Status`]; this asks for a single-use join ticket. [`Answer::Ticket`].
     Ticket,
+    /// The same ticket, minted by another member: it is worth something after this kernel's end. [`Answer::Ticket`].
+    TicketOf {
+        /// Its name, `rank:N` or an id prefix.
+        member: String,
+    },
     /// A member leaves. [`Answer::Done`].
     Remove {
         /// Its name, `rank:N` or an id prefix.
