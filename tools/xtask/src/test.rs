@@ -30,6 +30,8 @@ pub(crate) fn run() -> Result<()> {
         "-p",
         "dvm-plugin-metrics",
         "-p",
+        "dvm-plugin-ledger",
+        "-p",
         "dvm-capi",
     ])?;
     simulate(&["--seeds", SEEDS])?;
