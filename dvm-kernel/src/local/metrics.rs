@@ -147,7 +147,7 @@ fn about_plugins(list: &mut List, seen: &Seen, figures: &BTreeMap<Name, Figures>
     }
     let mut restarts = list.counter("dvm_plugin_restarts_total", "Restarts of instances, on all members.");
     for (name, plugin) in plugins() {
-        restarts = restarts.with(&[("plugin", name)], u64::from(plugin.restarts));
+        restarts = restarts.with(&[("plugin", name)], plugin.restarts);
     }
     type Figure = (&'static str, MetricKind, &'static str, fn(&Figures) -> u64);
     const OWN: [Figure; 5] = [
