@@ -100,7 +100,8 @@ fn every_member_serves_its_kernel_over_tcp_and_a_socket() {
     let listen = format!("listen=[\"127.0.0.1:21464-21999\",\"{socket}\"]");
     let _ = cluster.ok(&["plugin", "load", "metrics", "--stateless", "-c", &listen]);
     let _ = cluster.ok(&["plugin", "load", "counter"]);
-    let names = cluster.members();
+    let mut names = cluster.members();
+    names.sort_unstable();
     let addresses: Vec<_> = names.iter().map(|member| listens(&cluster, member)).collect();
     for (member, addresses) in names.iter().zip(&addresses) {
         assert_eq!(addresses.len(), 2, "{addresses:?}");
