@@ -91,11 +91,12 @@ enum Fault {
     KillPlugin,
 }
 
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 8] = [
     Fault::StopBoth,
     Fault::Kill,
     Fault::Cut,
     Fault::StopKernel,
+    Fault::StopBoth,
     Fault::KillPlugin,
     Fault::CutOneWay,
     Fault::StopPlugin,
@@ -121,7 +122,7 @@ fn send(pids: &[u32], what: Signal) {
 }
 
 /// Brings it about, and waits until the DVM is whole again.
-fn strike(cluster: &Cluster, fault: Fault) {
+fn strike(cluster: &Cluster, file: &Path, fault: Fault) {
     let mut members = cluster.members();
     let victim = primary(cluster);
     let rest: Vec<String> = members.iter().filter(|member| **member != victim).cloned().collect();
@@ -139,9 +140,11 @@ fn strike(cluster: &Cluster, fault: Fault) {
                 stopped.push(plugin_pid(cluster, &victim));
             }
             send(&stopped, Signal::STOP);
+            let before = lines(file).last().map(|line| line.fence);
             cluster.settle(&rest);
-            // The new one has begun: only then there is a higher fence than what the old one remembers.
-            let _ = wait_for("another primary", || Some(primary(cluster)).filter(|new| *new != victim));
+            // The new one has begun: what the old one was about to do must be refused from here on.
+            let began = || (lines(file).last().map(|line| line.fence) > before).then_some(());
+            wait_for("another primary's first effect", began);
             stopped.reverse();
             send(&stopped, Signal::CONT);
         }
@@ -199,7 +202,7 @@ fn no_effect_is_missing(mode: &str, how: &[&str]) {
     let mut rounds = 0;
     // At least each once.
     while rounds < FAULTS.len() || begin.elapsed() < Duration::from_secs(seconds) {
-        strike(&cluster, FAULTS[rounds % FAULTS.len()]);
+        strike(&cluster, &file, FAULTS[rounds % FAULTS.len()]);
         let enough = lines(&file).len() + 10;
         wait_for("effects go on", || (lines(&file).len() >= enough).then_some(()));
         rounds += 1;
