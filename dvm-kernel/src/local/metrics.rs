@@ -101,6 +101,8 @@ impl Server {
             .value(self.feed.depth() as u64);
         list.counter("dvm_feed_overflows_total", "Times that readers fell behind and began anew.")
             .value(tally.overflows.get());
+        list.gauge("dvm_plugin_queue", "What waits for the thread of this kernel that cares for plug-ins.")
+            .value(self.outbox.borrow().len() as u64);
         list.gauge("dvm_history_entries", "Entries of the history that clients can still read here.")
             .value(entries as u64);
         list.gauge("dvm_history_bytes", "Bytes of those entries, about.").value(bytes);
