@@ -4,7 +4,7 @@
 //! host goes by files, so the test itself may use `dvm` and clients of any host from outside.
 
 use super::ground::run;
-use super::{Ground, Outcome, PATIENCE, built, root_for, wait_for};
+use super::{Ground, Outcome, PATIENCE, built, has, root_for, wait_for};
 use dvm_plugin_api::client::{Client, Target};
 use dvm_plugin_api::place::{DvmPlace, RuntimeDir};
 use serde_json::{Value, json};
@@ -30,13 +30,13 @@ impl Deref for Hosts {
 }
 
 impl Hosts {
-    /// So many; nothing where this may not be done, as [`root_for`] says.
+    /// So many; nothing where this may not be done, or cannot, as [`root_for`] and [`has`] say.
     ///
     /// # Panics
     /// When the system refuses what root may do.
     #[must_use]
     pub fn new(count: usize, what: &str) -> Option<Self> {
-        if !root_for(what) {
+        if !root_for(what) || !has(&["ip"], what) {
             return None;
         }
         let network = Network::new(count);
