@@ -45,6 +45,9 @@ const SPARE_EACH: usize = 4;
 /// Age of a spare ticket at which another takes its place: well before it ends.
 const SPARE_AGE: Duration = Duration::from_secs(120);
 
+/// Pause between two rounds of tickets, however often members come and go.
+const SPARE_PAUSE: Duration = Duration::from_secs(1);
+
 /// How long the kernel of this host may take to get one.
 const ASK: Duration = Duration::from_secs(2);
 
@@ -108,14 +111,15 @@ pub(crate) fn run(args: GuardianArgs) -> exit::Result {
     };
     let (times, window_ms) = args.respawn;
     let budget = Budget { times: times as usize, window_ms, used: VecDeque::new() };
-    let mut guardian = Guardian { launcher, budget, spare: Vec::new(), renew_at: Instant::now() };
+    let mut guardian =
+        Guardian { launcher, budget, spare: Vec::new(), renewed: None, renew_at: Instant::now() };
     let mut lost_since = None;
     loop {
         match events.next(Some(Duration::from_secs(1)))? {
             Next::Event(event) if event.kind == "member-failed" => {
                 lost_since = None;
                 guardian.respawn(&event);
-                guardian.renew_at = Instant::now();
+                guardian.renew_soon();
             }
             Next::Event(event) if event.kind == "detached" => {
                 lost_since = Some(Instant::now());
@@ -123,7 +127,7 @@ pub(crate) fn run(args: GuardianArgs) -> exit::Result {
             }
             Next::Event(_) => {
                 lost_since = None;
-                guardian.renew_at = Instant::now();
+                guardian.renew_soon();
             }
             Next::End(_) => return Ok(exit::OK),
             // Ended by force, which leaves nobody to tell it.
@@ -157,7 +161,8 @@ struct Guardian {
     budget: Budget,
     /// Tickets of members on other hosts.
     spare: Vec<String>,
-    /// When others take their place.
+    /// When they were got, and when others take their place.
+    renewed: Option<Instant>,
     renew_at: Instant,
 }
 
@@ -241,8 +246,16 @@ impl Guardian {
         eprintln!("{member} was not started again: no spare ticket is left");
     }
 
+    /// Members have changed.
+    fn renew_soon(&mut self) {
+        let now = Instant::now();
+        let soon = self.renewed.map_or(now, |renewed| now.max(renewed + SPARE_PAUSE));
+        self.renew_at = self.renew_at.min(soon);
+    }
+
     /// Spare tickets take the place of those that are there.
     fn renew(&mut self) {
+        self.renewed = Some(Instant::now());
         self.renew_at = Instant::now() + SPARE_AGE;
         match self.tickets() {
             Ok(tickets) => self.spare = tickets,
