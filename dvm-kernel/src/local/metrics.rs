@@ -2,7 +2,7 @@
 //! asks. Names and meanings are promises; docs/metrics.md lists them.
 
 use super::Server;
-use crate::plugins::Figures;
+use crate::plugins::InstanceFigures;
 use crate::ring::Depths;
 use crate::tally::{LAPS_US, Tally};
 use dvm_core::ids::{MemberId, Name};
@@ -32,7 +32,7 @@ impl Server {
         let seen = self.ring.look(see).await?;
         let seen = seen.ok_or_else(|| Failure::new(FailureCode::NoDvm, "this kernel is not a member"))?;
         let depths = self.ring.depths().await?;
-        let figures = self.figures(&seen.state).await;
+        let figures = self.figures().await.instances;
         let mut list = List::default();
         self.about_ring(&mut list, &seen, depths);
         self.about_readers(&mut list);
@@ -127,7 +127,7 @@ impl Server {
     }
 }
 
-fn about_plugins(list: &mut List, seen: &Seen, figures: &BTreeMap<Name, Figures>) {
+fn about_plugins(list: &mut List, seen: &Seen, figures: &BTreeMap<Name, InstanceFigures>) {
     const STATES: [(InstanceState, &str); 4] = [
         (InstanceState::Keeping, "keeping"),
         (InstanceState::Starting, "starting"),
@@ -151,7 +151,7 @@ fn about_plugins(list: &mut List, seen: &Seen, figures: &BTreeMap<Name, Figures>
     for (name, plugin) in plugins() {
         restarts = restarts.with(&[("plugin", name)], plugin.restarts);
     }
-    type Figure = (&'static str, MetricKind, &'static str, fn(&Figures) -> u64);
+    type Figure = (&'static str, MetricKind, &'static str, fn(&InstanceFigures) -> u64);
     const OWN: [Figure; 5] = [
         ("dvm_plugin_running", MetricKind::Gauge, "1 while this member's instance has a process.", |one| {
             u64::from(one.pid != 0)

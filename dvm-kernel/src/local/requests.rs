@@ -8,7 +8,7 @@ use crate::plugins::{Figures, ToPlugins};
 use crate::ring::RingGone;
 use crate::security::fill_random;
 use crate::security::ticket::Ticket;
-use dvm_core::ids::{MemberId, Name, Time};
+use dvm_core::ids::{MemberId, Time};
 use dvm_core::state::{Change, KeyRecord, State};
 use dvm_core::wire::Identity;
 use dvm_core::{Config, Member, Phase};
@@ -18,7 +18,6 @@ use dvm_plugin_api::local::{
 };
 use serde_json::Value;
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -176,6 +175,10 @@ impl Server {
                 self.ring.watch(times).await?;
                 Ok(accepted(None))
             }
+            Request::Attach { .. } => Err(Failure::new(
+                FailureCode::Usage,
+                "attaching is for the first request of a connection here",
+            )),
             Request::Watched => Ok(self.ring.watched().await?),
             Request::Metrics => self.metrics().await,
         }
@@ -194,7 +197,7 @@ impl Server {
         self.catch_up();
         let seen = self.ring.look(see).await?;
         let seen = seen.ok_or_else(|| Failure::new(FailureCode::NoDvm, "this kernel is not a member"))?;
-        let figures = self.figures(&seen.state).await;
+        let figures = self.figures().await;
         let now = self.clock.now();
         let beside = Beside {
             uri: self.place.uri(),
@@ -204,15 +207,11 @@ impl Server {
         Ok(Answer::Status(Box::new(documents::status(&seen, &beside))))
     }
 
-    /// Figures of the plug-in instances here, as far as they are to be had at once.
-    pub(super) async fn figures(&self, state: &State) -> BTreeMap<Name, Figures> {
-        if state.plugins.is_empty() {
-            return BTreeMap::new();
-        }
+    /// What this member alone knows of its plug-ins, as far as it is to be had at once.
+    pub(super) async fn figures(&self) -> Figures {
         let (answer, answered) = oneshot::channel();
         self.tell_plugins(ToPlugins::Figures { answer });
-        let figures = timeout(FIGURES, answered).await.ok().and_then(Result::ok);
-        figures.unwrap_or_default().into_iter().collect()
+        timeout(FIGURES, answered).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 
     async fn state_get(self: &Rc<Self>, key: String, fresh: bool, ask: &Ask) -> Result<Answer, Failure> {

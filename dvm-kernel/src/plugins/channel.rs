@@ -15,8 +15,8 @@ pub(super) const FRAME_MAX: usize = 512 << 20;
 /// To the child. Payloads are in the plug-in's format; `place`, `meta` and events as the plug-in API encodes them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum ToChild {
-    /// Load the library: a private copy.
-    Open { library: PathBuf },
+    /// Load the library: a private copy, and the hash of it. Inside the kernel there is no copy of what is mapped.
+    Open { library: PathBuf, hash: [u8; 32] },
     /// Would this configuration do?
     Validate { config: Bytes, place: Bytes },
     /// Start the instance.

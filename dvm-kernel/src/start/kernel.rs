@@ -51,6 +51,10 @@ const MORE_FILES: &str = "raise the limit of open files: ulimit -n 1024";
 pub(super) fn run(bootstrap: Bootstrap) -> Result<(), Failed> {
     let clock = Clock::start();
     let (places, socket) = Places::take(&bootstrap)?;
+    // Its plug-ins, and what they start, are clients of this kernel without being told where it is.
+    let uri = format!("{}/{}.sock", places.place.uri(), bootstrap.member);
+    // SAFETY: the process has no other thread yet.
+    unsafe { std::env::set_var("DVM_URI", uri) };
     on_panic();
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, pid = std::process::id(), dvm = bootstrap.dvm, "kernel starts");
@@ -104,7 +108,6 @@ async fn become_member(
     let options = plugins::Options {
         directory: places.private.clone(),
         name: bootstrap.member.clone(),
-        uri: format!("{}/{}.sock", places.place.uri(), bootstrap.member),
         kernel: "/proc/self/exe".into(),
         reports: reports_in,
     };

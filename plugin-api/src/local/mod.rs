@@ -13,6 +13,7 @@ mod request;
 pub use bootstrap::*;
 pub use documents::*;
 pub use metrics::*;
+pub(crate) use request::serde_bytes_vec as bytes;
 pub use request::*;
 
 use std::io::{self, Read, Write};

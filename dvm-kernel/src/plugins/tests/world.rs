@@ -128,8 +128,7 @@ impl World {
         let (reports, from) = mpsc::channel(64);
         let kernel = built("dvm-kernel", "cargo build -p dvm-kernel");
         let (name, path) = (identity.name.clone(), directory.path().into());
-        let uri = "unix:/nowhere".into();
-        let options = Options { directory: path, name, uri, kernel, reports };
+        let options = Options { directory: path, name, kernel, reports };
         let to = start(Arc::new(self.neighbours.clone()), options);
         let (me, state) = (identity.id, Box::new(self.state.clone()));
         to.send(ToPlugins::Restored { me, state }).await.expect("the manager lives");
@@ -232,7 +231,7 @@ impl World {
         self.submit(Change::Transaction(Box::new(transaction.clone()))).await;
         for manager in &self.managers {
             let placed = self.state.open[&id].places.contains(&manager.identity.id);
-            let (transaction, limit_ms) = (Box::new(transaction.clone()), 1_500);
+            let (transaction, limit_ms) = (Box::new(transaction.clone()), 3_000);
             let execute = ToPlugins::Execute { transaction, placed, limit_ms };
             manager.to.send(execute).await.expect("the manager lives");
         }
@@ -352,8 +351,8 @@ impl World {
             loop {
                 let (answer, answered) = oneshot::channel();
                 manager.to.send(ToPlugins::Figures { answer }).await.expect("the manager lives");
-                let applied = answered.await.expect("an answer");
-                if applied.first().is_none_or(|(_, figures)| figures.applied > index.0) {
+                let figures = answered.await.expect("an answer");
+                if figures.instances.values().all(|one| one.applied > index.0) {
                     break;
                 }
                 assert!(tokio::time::Instant::now() < deadline, "it does not come to pass");
@@ -362,10 +361,14 @@ impl World {
         }
     }
 
-    pub(super) async fn pid(&self, at: usize) -> u32 {
+    pub(super) async fn figures(&self, at: usize) -> Figures {
         let (answer, answered) = oneshot::channel();
         self.managers[at].to.send(ToPlugins::Figures { answer }).await.expect("the manager lives");
-        answered.await.expect("an answer").first().map_or(0, |(_, figures)| figures.pid)
+        answered.await.expect("an answer")
+    }
+
+    pub(super) async fn pid(&self, at: usize) -> u32 {
+        self.figures(at).await.instances.values().next().map_or(0, |one| one.pid)
     }
 
     pub(super) async fn fence(&self, at: usize) {
