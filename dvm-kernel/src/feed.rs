@@ -124,6 +124,11 @@ impl Feed {
         std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// How much waits.
+    pub(crate) fn depth(&self) -> usize {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// Waits until something was added.
     pub(crate) async fn added(&self) {
         self.wake.notified().await;

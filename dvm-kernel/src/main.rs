@@ -12,6 +12,7 @@
 //! ring       the task that owns the member  ┐ on the main thread, which is never kept waiting
 //! net        connections between kernels    ┘
 //! security   key, certificates, tickets
+//! tally      what has been counted, by all of them
 //! ```
 
 mod clock;
@@ -24,6 +25,7 @@ mod plugins;
 mod ring;
 mod security;
 mod start;
+mod tally;
 
 use clap::Parser;
 use std::process::ExitCode;

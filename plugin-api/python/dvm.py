@@ -4,10 +4,14 @@
 
     with dvm.open() as d:
         print(d.call("counter", {"add": 1}))
+        version = d.put("app/greeting", "hello")
+        d.put("app/greeting", "goodbye", if_version=version)
+        print(d.get("app/greeting"), d.keys("app/"))
         for e in d.events("member"):
             print(e.kind, e.member)
 
-`async for e in d.events("member")` does the same in asyncio, without a thread.
+`async for e in d.events("member")` does the same in asyncio, without a thread. What waits for an answer does so in C, and
+holds no lock of Python's: `await asyncio.to_thread(d.get, "app/greeting")` leaves a loop free.
 
 An event is a dict, as `dvm events --json` prints it; `e.kind` is short for `e.get("kind")`. A stream goes on at another
 kernel when the one that tells it dies: nothing is missed, nothing told twice. Where none is left on this host it tells an
@@ -22,13 +26,17 @@ import json
 import os
 import select
 import threading
+import typing
 
-__all__ = ["open", "Dvm", "Events", "Event", "Error", "version"]
+__all__ = ["open", "Dvm", "Entry", "Events", "Event", "Error", "version"]
 
 version = "1.0.0"
 
 # Returned by dvm_next_event when the DVM was halted.
 _ENDED = -9
+
+# What a change wants of a key's version.
+_ANY, _ABSENT = 2**64 - 1, 0
 
 
 class _Event(ctypes.Structure):
@@ -39,7 +47,7 @@ class _Event(ctypes.Structure):
         + [("last_heard_ms", ctypes.c_int64)]
         + [(name, ctypes.c_char_p) for name in ("kind", "member", "plugin", "cause", "noticed_by", "label")]
         + [(name, ctypes.c_char_p) for name in ("lineage", "view", "cursor", "time", "json")]
-        + [("reserved", ctypes.c_void_p * 8)]
+        + [("key", ctypes.c_char_p), ("reserved", ctypes.c_void_p * 7)]
     )
 
 
@@ -55,14 +63,23 @@ def _load():
             f"libdvm.so.1 is not found ({error}); put it in place with `cargo xtask install`, "
             "or name its directory in LD_LIBRARY_PATH"
         ) from None
-    handle, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
+    handle, text, number, version = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint64
+    place, told = ctypes.POINTER(handle), ctypes.POINTER(version)
     for function, result, arguments in (
-        ("dvm_open", number, [ctypes.POINTER(handle), text]),
+        ("dvm_open", number, [place, text]),
         ("dvm_fd", number, [handle]),
-        ("dvm_subscribe", number, [handle, ctypes.c_uint64, text]),
+        ("dvm_subscribe", number, [handle, version, text]),
         ("dvm_next_event", number, [handle, ctypes.POINTER(_Event)]),
-        ("dvm_call", number, [handle, text, text, ctypes.POINTER(handle), number]),
-        ("dvm_mask", ctypes.c_uint64, [text]),
+        ("dvm_call", number, [handle, text, text, place, number]),
+        ("dvm_get", number, [handle, text, number, place, told, number]),
+        ("dvm_put", number, [handle, text, text, version, told, number]),
+        ("dvm_delete", number, [handle, text, version, number]),
+        ("dvm_list", number, [handle, text, place, number]),
+        ("dvm_watch", number, [handle, version, text, text]),
+        ("dvm_status", number, [handle, place, number]),
+        ("dvm_config", number, [handle, place, number]),
+        ("dvm_config_set", number, [handle, text, text, text, number]),
+        ("dvm_mask", version, [text]),
         ("dvm_uri", text, [handle]),
         ("dvm_through", text, [handle]),
         ("dvm_error_json", text, [handle]),
@@ -97,6 +114,13 @@ class Event(dict):
         if name.startswith("__"):
             raise AttributeError(name)
         return self.get(name)
+
+
+class Entry(typing.NamedTuple):
+    """A key's value, and its version for a later `if_version`."""
+
+    value: object
+    version: int
 
 
 class _Handle:
@@ -156,14 +180,76 @@ class Dvm(_Closing):
 
         When the kernel dies meanwhile the command goes to another one, and takes effect once.
         """
-        reply = ctypes.c_void_p()
-        limit = -1 if timeout is None else max(0, min(int(timeout * 1000), 2**31 - 1))
-        text = json.dumps(command)
-        self._handle.use(_lib.dvm_call, _bytes(plugin), _bytes(text), ctypes.byref(reply), limit)
+        return self._ask(_lib.dvm_call, _bytes(plugin), _bytes(json.dumps(command)), timeout=timeout)
+
+    def get(self, key, default=None, fresh=False, timeout=10.0):
+        """A key's value; `default` where there is none.
+
+        A Dvm reads what was written with it. `fresh` asks the DVM first, and misses nothing that was acknowledged to anybody.
+        """
+        entry = self.entry(key, fresh, timeout)
+        return default if entry is None else entry.value
+
+    def entry(self, key, fresh=False, timeout=10.0):
+        """A key's Entry, value and version; None where there is none."""
+        version = ctypes.c_uint64()
+
+        def ask(handle, text, limit):
+            return _lib.dvm_get(handle, _bytes(key), int(fresh), text, ctypes.byref(version), limit)
+
         try:
-            return json.loads(ctypes.string_at(reply.value))
+            return Entry(self._ask(ask, timeout=timeout), version.value)
+        except Error as error:
+            if error.code == "not-found":
+                return None
+            raise
+
+    def put(self, key, value, if_version=None, if_absent=False, timeout=10.0):
+        """Sets a key, if it has that version, or does not exist; its version now. Error `rejected` where it is otherwise."""
+        version = ctypes.c_uint64()
+        wanted = _wanted(if_version, if_absent)
+        text = _bytes(json.dumps(value))
+        self._handle.use(_lib.dvm_put, _bytes(key), text, wanted, ctypes.byref(version), _limit(timeout))
+        return version.value
+
+    def delete(self, key, if_version=None, timeout=10.0):
+        """Deletes a key, if it has that version. One that is not there is fine, where no version is asked for."""
+        self._handle.use(_lib.dvm_delete, _bytes(key), _wanted(if_version, False), _limit(timeout))
+
+    def entries(self, prefix="", timeout=10.0):
+        """The keys that begin so, in order, each with its Entry."""
+        entries = self._ask(_lib.dvm_list, _bytes(prefix), timeout=timeout)
+        return {entry["key"]: Entry(entry["value"], entry["version"]) for entry in entries}
+
+    def keys(self, prefix="", timeout=10.0):
+        """The names of keys that begin so, in order."""
+        return list(self.entries(prefix, timeout))
+
+    def watch(self, prefix="", since=None):
+        """The changes of keys that begin so, for `for` and `async for`, as `events` has them; `e.key` is the key."""
+        return Events(self.uri, "key-changed", since, prefix)
+
+    def status(self, timeout=10.0):
+        """What `dvm status --json` prints: members, plug-ins, view, index."""
+        return self._ask(_lib.dvm_status, timeout=timeout)
+
+    def config(self, timeout=10.0):
+        """All settings by name."""
+        return self._ask(_lib.dvm_config, timeout=timeout)
+
+    def configure(self, key, value, member=None, timeout=10.0):
+        """Changes a setting, or a tag of a member; None removes a tag."""
+        text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+        self._handle.use(_lib.dvm_config_set, _bytes(member), _bytes(key), _bytes(text), _limit(timeout))
+
+    def _ask(self, function, *arguments, timeout):
+        """Calls a function of the library that gives out a JSON text; what is in it."""
+        text = ctypes.c_void_p()
+        self._handle.use(function, *arguments, ctypes.byref(text), _limit(timeout))
+        try:
+            return json.loads(ctypes.string_at(text.value))
         finally:
-            _lib.dvm_free(reply)
+            _lib.dvm_free(text)
 
     def events(self, kind="", since=None):
         """The events whose kind begins so, for `for` and `async for`; "" is what `dvm events` tells.
@@ -181,7 +267,7 @@ class Dvm(_Closing):
 class Events(_Closing):
     """A stream of events, with a handle of its own. One loop at a time takes from it."""
 
-    def __init__(self, uri, kind, since):
+    def __init__(self, uri, kind, since, prefix=None):
         mask = _lib.dvm_mask(_bytes(kind))
         if kind == "":
             # What is told only where it is asked for stays out.
@@ -192,7 +278,11 @@ class Events(_Closing):
         self._handle = _Handle(uri)
         try:
             self._fd = self._handle.use(_lib.dvm_fd)
-            self._handle.use(_lib.dvm_subscribe, mask, None if since is None else _bytes(str(since)))
+            since = None if since is None else _bytes(str(since))
+            if prefix is None:
+                self._handle.use(_lib.dvm_subscribe, mask, since)
+            else:
+                self._handle.use(_lib.dvm_watch, mask, _bytes(prefix), since)
         except BaseException:
             self._handle.close()
             raise
@@ -263,6 +353,17 @@ def open(uri=None):
 def _wake(readable):
     if not readable.done():
         readable.set_result(None)
+
+
+def _limit(seconds):
+    """Milliseconds for libdvm; None is as long as it takes."""
+    return -1 if seconds is None else max(0, min(int(seconds * 1000), 2**31 - 1))
+
+
+def _wanted(if_version, if_absent):
+    if if_absent and if_version is not None:
+        raise TypeError("if_version and if_absent exclude each other")
+    return _ABSENT if if_absent else _ANY if if_version is None else if_version
 
 
 def _bytes(text):

@@ -340,6 +340,7 @@ fn kind(request: &Request) -> Kind {
         | Request::Verify
         | Request::PutBlob { .. }
         | Request::Ticket
+        | Request::TicketOf { .. }
         | Request::Call { query: true, .. } => Kind::Read,
         Request::StateTransaction { .. }
         | Request::Configure { .. }
@@ -352,6 +353,7 @@ fn kind(request: &Request) -> Kind {
         | Request::Bench { .. }
         | Request::Watch { .. }
         | Request::Watched
+        | Request::Metrics
         | Request::Attach { .. } => Kind::Local,
     }
 }

@@ -282,6 +282,25 @@ fn calls_take_effect_once_while_kernels_die() {
     }
 }
 
+/// Each program sets, reads, lists, deletes under conditions, and watches what it does; and its kernel is not the only one.
+#[test]
+fn keys_and_settings_from_c_and_python() {
+    let cluster = Cluster::up(2, &[]);
+    let arguments = [uri(&cluster, "k1"), "k0".to_owned()];
+    if has(&["cc"], "keys from C") {
+        let mut c = cluster.program(cluster.compile(&program("keys.c"), &["-ldvm"]));
+        c.args(&arguments);
+        let told = cluster.finish(c).exits(0);
+        assert_eq!(told.stdout, "c/x\nc/x\nc/y\nc/x\n", "{told}");
+    }
+    if has(&["python3"], "keys from Python") {
+        let [uri, member] = &arguments;
+        let told = cluster.finish(cluster.python(&program("keys.py"), &[uri, member])).exits(0);
+        assert_eq!(told.stdout, "p/x\np/x\np/y\np/x\np/async\n", "{told}");
+        assert_eq!(cluster.ok(&["state", "get", "p/async"])["value"], serde_json::json!([1, {"two": null}]));
+    }
+}
+
 #[test]
 fn a_loop_of_asyncio_gives_up_and_comes_back() {
     if !has(&["python3"], "asyncio") {

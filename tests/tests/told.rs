@@ -132,7 +132,7 @@ fn the_call_of_the_page_about_clients() {
     let script = cluster.home().join("call.py");
     let text = block(&page("docs/clients.md"), "## In C and Python", "python");
     fs::write(&script, text).expect("written");
-    assert_eq!(cluster.finish(cluster.python(&script, &[])).exits(0).stdout, "1\n");
+    assert_eq!(cluster.finish(cluster.python(&script, &[])).exits(0).stdout, "1\n2 ['app/state']\n");
 }
 
 /// A command in the ground's own directory.

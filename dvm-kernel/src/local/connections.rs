@@ -63,7 +63,10 @@ pub(super) async fn accept(server: Rc<Server>, listener: UnixListener) {
             Ok((stream, _)) => {
                 let server = server.clone();
                 spawn_local(async move {
-                    serve(server, stream).await;
+                    server.shared.tally.clients.add(1);
+                    server.clients.update(|count| count + 1);
+                    serve(server.clone(), stream).await;
+                    server.clients.update(|count| count - 1);
                     drop(place);
                 });
             }

@@ -354,7 +354,7 @@ fn plugin(seen: &Seen, beside: &Beside, plugin: &Plugin) -> PluginDoc {
         // A member that keeps a state runs nothing.
         .filter(|(_, instance)| instance.state != InstanceState::Keeping)
         .map(|(id, instance)| {
-            let own = beside.figures.applied.get(&plugin.spec.name).filter(|_| *id == seen.me);
+            let own = beside.figures.instances.get(&plugin.spec.name).filter(|_| *id == seen.me);
             let state = match instance.state {
                 InstanceState::Keeping | InstanceState::Starting => "starting",
                 InstanceState::Running => "running",
@@ -376,8 +376,8 @@ fn plugin(seen: &Seen, beside: &Beside, plugin: &Plugin) -> PluginDoc {
                 role: role.into(),
                 state: state.into(),
                 placement: placement.into(),
-                pid: own.map_or(instance.pid, |(_, pid)| *pid),
-                applied: own.map(|(applied, _)| *applied),
+                pid: own.map_or(instance.pid, |own| own.pid),
+                applied: own.map(|own| own.applied),
             }
         })
         .collect();

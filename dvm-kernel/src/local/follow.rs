@@ -112,6 +112,9 @@ impl Server {
                 }
             }
         }
+        for event in &delivery.events {
+            self.count_event(event.kind.word());
+        }
         self.roles.borrow_mut().delivered(&delivery);
         let (entries, bytes) = self.kept.get();
         self.mirror.borrow_mut().push(&delivery, entries, bytes);
@@ -150,6 +153,7 @@ impl Server {
                 told.pop_front();
             }
             told.push_back(lost.told(&state));
+            self.count_event("partition-lost");
         }
         if !state.plugins.is_empty() || !state.open.is_empty() {
             self.plugins_listen.borrow_mut().get_or_insert_with(|| self.feed.listen());
@@ -209,6 +213,7 @@ impl Server {
 
     /// Tells subscribers something that has no place in the history.
     fn note(self: &Rc<Self>, kind: &'static str, more: impl FnOnce(&State) -> Value + 'static) {
+        self.count_event(kind);
         let server = self.clone();
         spawn_local(async move {
             if let Some(state) = server.copy_state().await {

@@ -117,6 +117,11 @@ impl Mirror {
         self.entries.iter()
     }
 
+    /// How many entries are kept, and their bytes, about.
+    pub(crate) fn kept(&self) -> (usize, u64) {
+        (self.entries.len(), self.entry_bytes)
+    }
+
     /// Last index told.
     pub(crate) fn index(&self) -> HistoryIndex {
         self.index

@@ -9,6 +9,7 @@ mod connections;
 pub(crate) mod documents;
 mod follow;
 mod journal;
+mod metrics;
 mod mirror;
 mod plugin_requests;
 mod requests;
@@ -124,6 +125,12 @@ pub(crate) struct Server {
     ended: Cell<bool>,
     /// Requests being answered, and answers that were not written yet.
     unfinished: Cell<usize>,
+    /// Clients that are here.
+    clients: Cell<usize>,
+    /// Subscriptions that are served.
+    subscribers: Cell<usize>,
+    /// How many events of each kind were told.
+    told: RefCell<BTreeMap<&'static str, u64>>,
 }
 
 /// Runs the server on this thread until the member has left.
@@ -157,6 +164,9 @@ pub(crate) async fn run(parts: Parts) -> io::Result<()> {
         left: Cell::new(None),
         ended: Cell::new(false),
         unfinished: Cell::new(0),
+        clients: Cell::new(0),
+        subscribers: Cell::new(0),
+        told: RefCell::default(),
     });
     spawn_local(forward(server.clone(), parts.plugins));
     spawn_local(server.clone().report(parts.reports));

@@ -4,7 +4,7 @@ use super::Server;
 use super::changes::accepted;
 use super::connections::Outgoing;
 use super::documents::{self, Beside, Place, Seen};
-use crate::plugins::ToPlugins;
+use crate::plugins::{Figures, ToPlugins};
 use crate::ring::RingGone;
 use crate::security::fill_random;
 use crate::security::ticket::Ticket;
@@ -17,6 +17,7 @@ use dvm_plugin_api::local::{
     ToClient, ToKernel, decode, encode,
 };
 use serde_json::Value;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -62,9 +63,10 @@ impl Server {
     /// Serves one request of a client.
     pub(super) async fn serve_request(self: &Rc<Self>, message: ToKernel, outgoing: &Outgoing) {
         let id = message.id;
-        self.unfinished.update(|count| count + 1);
-        let _finished = Finish(self);
+        self.shared.tally.questions.add(1);
+        let _unfinished = Counted::one(&self.unfinished);
         if let Request::Subscribe { since, kinds, follow, key_prefix } = message.request {
+            let _subscriber = Counted::one(&self.subscribers);
             if let Some(answer) = self.subscribe(id, since, kinds, follow, key_prefix, outgoing).await {
                 let _ = outgoing.send(ToClient { id, answer }).await;
             }
@@ -161,6 +163,7 @@ impl Server {
             Request::PutBlob { hash, size, offset, data } => self.put_blob(&hash, size, offset, &data),
             Request::Transact { kind, require, dry_run } => self.transact(ask, kind, require, dry_run).await,
             Request::Ticket => self.ticket(),
+            Request::TicketOf { member } => self.ticket_of(&member, ask).await,
             Request::Remove { member, force } => self.remove(ask, &member, force).await,
             Request::Halt => self.halt(ask).await,
             Request::Promote => self.promote(ask).await,
@@ -177,6 +180,7 @@ impl Server {
                 "attaching is for the first request of a connection here",
             )),
             Request::Watched => Ok(self.ring.watched().await?),
+            Request::Metrics => self.metrics().await,
         }
     }
 
@@ -193,9 +197,7 @@ impl Server {
         self.catch_up();
         let seen = self.ring.look(see).await?;
         let seen = seen.ok_or_else(|| Failure::new(FailureCode::NoDvm, "this kernel is not a member"))?;
-        let (answer, answered) = oneshot::channel();
-        self.tell_plugins(ToPlugins::Figures { answer });
-        let figures = timeout(FIGURES, answered).await.ok().and_then(Result::ok).unwrap_or_default();
+        let figures = self.figures().await;
         let now = self.clock.now();
         let beside = Beside {
             uri: self.place.uri(),
@@ -203,6 +205,13 @@ impl Server {
             figures,
         };
         Ok(Answer::Status(Box::new(documents::status(&seen, &beside))))
+    }
+
+    /// What this member alone knows of its plug-ins, as far as it is to be had at once.
+    pub(super) async fn figures(&self) -> Figures {
+        let (answer, answered) = oneshot::channel();
+        self.tell_plugins(ToPlugins::Figures { answer });
+        timeout(FIGURES, answered).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 
     async fn state_get(self: &Rc<Self>, key: String, fresh: bool, ask: &Ask) -> Result<Answer, Failure> {
@@ -272,6 +281,24 @@ impl Server {
         let (addresses, contact) = (identity.addresses.clone(), identity.id);
         let (authority, dvm) = (self.shared.vault.fingerprint(), self.shared.dvm);
         Ok(Answer::Ticket(Ticket { addresses, contact, authority, dvm, secret }.text()))
+    }
+
+    async fn ticket_of(&self, member: &str, ask: &Ask) -> Result<Answer, Failure> {
+        let id = self.find_member(member).await?;
+        if id == self.identity.borrow().id {
+            return self.ticket();
+        }
+        let limit = ask.left(REACH);
+        let timeout_ms = Some(limit.as_millis() as u64);
+        let asked = ToKernel { id: 1, stamp: None, timeout_ms, seen: None, request: Request::Ticket };
+        let none = |why: String| {
+            Failure::new(FailureCode::Failure, format!("{member} gave no ticket"))
+                .cause(why)
+                .hint("ask another")
+        };
+        let relayed = self.peers.relay(id, encode(&asked), limit).await;
+        let relayed = relayed.map_err(|error| none(error.to_string()))?;
+        decode::<ToClient>(&relayed).map_err(|error| none(error.to_string()))?.answer
     }
 
     /// Uses a ticket up: whom to join through, and the settings.
@@ -383,11 +410,18 @@ fn fill<T: serde::Serialize>(entries: impl Iterator<Item = T>) -> Vec<T> {
     filled
 }
 
-/// Counts a request as finished when it ends in any way.
-struct Finish<'a>(&'a Server);
+/// One that is counted until it ends in any way.
+struct Counted<'a>(&'a Cell<usize>);
 
-impl Drop for Finish<'_> {
+impl<'a> Counted<'a> {
+    fn one(count: &'a Cell<usize>) -> Self {
+        count.update(|count| count + 1);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.unfinished.update(|count| count - 1);
+        self.0.update(|count| count - 1);
     }
 }

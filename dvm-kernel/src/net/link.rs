@@ -68,6 +68,8 @@ pub(crate) struct Link {
     /// Of those, bytes that are in the socket for certain.
     out: u64,
     counts: Counts,
+    /// Bytes decrypted and not told yet.
+    arrived: u64,
 }
 
 impl Link {
@@ -87,6 +89,7 @@ impl Link {
             encrypted: 0,
             out: 0,
             counts: Counts::default(),
+            arrived: 0,
         }
     }
 
@@ -116,15 +119,16 @@ impl Link {
         Ok(true)
     }
 
-    /// Places a frame behind all placed before.
-    pub(crate) fn place(&mut self, message: &Ring) {
+    /// Places a frame behind all placed before; its bytes.
+    pub(crate) fn place(&mut self, message: &Ring) -> usize {
         let before = self.queue.len();
         encode_ring(message, &mut self.queue);
-        let bytes = (self.queue.len() - before) as u64;
+        let bytes = self.queue.len() - before;
         let end = self.encrypted + (self.queue.len() - self.given) as u64;
         self.leaving.push_back((end, message.cost()));
         self.counts.frames += 1;
-        self.counts.bytes += bytes;
+        self.counts.bytes += bytes as u64;
+        bytes
     }
 
     /// Writes as much as the socket takes; the sum of the costs of the frames that have left.
@@ -159,6 +163,16 @@ impl Link {
         !self.leaving.is_empty() || self.tls.wants_write()
     }
 
+    /// Bytes that wait to be written, before encryption.
+    pub(crate) fn queued_bytes(&self) -> u64 {
+        (self.queue.len() - self.given) as u64
+    }
+
+    /// Bytes that came since this was asked last, after decryption.
+    pub(crate) fn take_arrived(&mut self) -> u64 {
+        std::mem::take(&mut self.arrived)
+    }
+
     /// What has been placed so far.
     pub(crate) fn counts(&self) -> Counts {
         self.counts
@@ -172,6 +186,7 @@ impl Link {
             let state = self.tls.process_new_packets()?;
             let mut left = state.plaintext_bytes_to_read();
             self.received.make_room(left);
+            self.arrived += left as u64;
             while left > 0 {
                 let mut reader = self.tls.reader();
                 let part = reader.fill_buf()?;

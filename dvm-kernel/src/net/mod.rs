@@ -21,6 +21,7 @@ pub(crate) use cut::Cuts;
 pub(crate) use listen::{bind, check, listen};
 
 use crate::security::tls::Vault;
+use crate::tally::Tally;
 use control::Controls;
 use dial::DialError;
 use dvm_core::Side;
@@ -37,7 +38,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_local};
 
-/// What both threads need to speak to other kernels.
+/// What both threads need to speak to other kernels, and what they count.
 pub(crate) struct Shared {
     /// Key and certificates.
     pub(crate) vault: Vault,
@@ -47,14 +48,16 @@ pub(crate) struct Shared {
     pub(crate) cuts: Cuts,
     /// The DVM.
     pub(crate) dvm: u128,
+    /// What was counted.
+    pub(crate) tally: Tally,
     silence_ms: AtomicU64,
 }
 
 impl Shared {
     /// For one kernel process.
     pub(crate) fn new(vault: Vault, dvm: u128, silence_ms: u64) -> Arc<Self> {
-        let (book, cuts) = (Book::default(), Cuts::default());
-        Arc::new(Self { vault, book, cuts, dvm, silence_ms: AtomicU64::new(silence_ms) })
+        let (book, cuts, tally) = (Book::default(), Cuts::default(), Tally::default());
+        Arc::new(Self { vault, book, cuts, dvm, tally, silence_ms: AtomicU64::new(silence_ms) })
     }
 
     /// T, by the DVM's settings.
@@ -179,6 +182,7 @@ impl Net {
     /// Sends a control message if the peer can be reached.
     pub(crate) fn send(self: &Rc<Self>, to: MemberId, message: Control) {
         if !self.shared.cuts.stops_to(to, &self.shared.book) {
+            self.shared.tally.control_out.add(1);
             self.controls.send(self, to, message);
         }
     }

@@ -169,7 +169,7 @@ fn full_windows_through_small_socket_buffers_do_not_deadlock() {
         // Every end has far more to say than all buffers hold, in both directions at once.
         const FRAMES: u64 = 6;
         for link in &mut links {
-            (0..FRAMES).for_each(|oseq| link.place(&data(oseq, 32 << 10)));
+            (0..FRAMES).for_each(|oseq| _ = link.place(&data(oseq, 32 << 10)));
         }
         let all = links.len() * FRAMES as usize;
         let mut links: Vec<_> = links.iter_mut().collect();
@@ -192,7 +192,7 @@ fn what_has_left_is_told_by_its_cost() {
         a.net.connect(MemberId(2), view());
         let (mut from, _to) = (a.link(1).await, b.link(2).await);
         let frame = data(1, 8 << 10);
-        (0..4_000).for_each(|_| from.place(&frame));
+        (0..4_000).for_each(|_| _ = from.place(&frame));
         let left = poll_fn(|cx| Poll::Ready(from.write(cx))).await.expect("the link stands");
         assert!(left < 4_000 * frame.cost(), "the far end does not read, and buffers are finite");
         assert!(left.is_multiple_of(frame.cost()), "only whole frames have left");

@@ -80,6 +80,7 @@ impl Peers {
         let question = Question::Snapshot { hash: *blob.hash(), size: blob.size() };
         let mut stream = self.open(to, Lane::Bulk, &question).await?;
         transfer::send(&mut stream, &blob).await?;
+        self.shared.tally.bulk_out.add(bytes.len());
         // The joiner closes when it has all.
         stream.shutdown().await?;
         Ok(())
@@ -127,7 +128,11 @@ impl Peers {
         let mut stream = self.open(from, Lane::Bulk, &question).await?;
         match reply(&mut stream, SILENCE).await? {
             Reply::None => Ok(None),
-            Reply::Bytes(size) => Ok(Some(read_bytes(&mut stream, size, BLOB_MAX).await?)),
+            Reply::Bytes(size) => {
+                let bytes = read_bytes(&mut stream, size, BLOB_MAX).await?;
+                self.shared.tally.bulk_in.add(bytes.len());
+                Ok(Some(bytes))
+            }
             _ => Err(AskError::Unexpected),
         }
     }

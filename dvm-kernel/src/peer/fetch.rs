@@ -144,7 +144,9 @@ impl Peers {
         match reply(&mut stream, BEGINS + STALL).await? {
             Reply::None => Ok(None),
             Reply::Transfer(announced) if announced == size => {
-                Ok(Some(transfer::receive(&mut stream, &self.blobs, hash, size, BLOB_MAX).await?))
+                let blob = transfer::receive(&mut stream, &self.blobs, hash, size, BLOB_MAX).await?;
+                self.shared.tally.bulk_in.add(blob.size() as usize);
+                Ok(Some(blob))
             }
             _ => Err(AskError::Unexpected.into()),
         }
@@ -190,6 +192,7 @@ impl Peers {
         tracing::info!(peer = %from, hash = hex(&hash), whole = blob.is_whole(), "library handed on");
         frame::write(&mut stream, &Reply::Transfer(blob.size())).await?;
         transfer::send(&mut stream, &blob).await?;
+        shared.tally.bulk_out.add(blob.size() as usize);
         stream.shutdown().await
     }
 }

@@ -88,7 +88,11 @@ async fn answer(server: &Rc<Server>, stream: TcpStream) -> io::Result<()> {
             let (answer, answered) = oneshot::channel();
             server.tell_plugins(ToPlugins::Snapshot { plugin, since, at_least, answer });
             return match answered.await.ok().flatten().filter(|bytes| bytes.len() as u64 <= BLOB_MAX) {
-                Some(bytes) => send_bytes(&mut stream, &bytes).await,
+                Some(bytes) => {
+                    send_bytes(&mut stream, &bytes).await?;
+                    shared.tally.bulk_out.add(bytes.len());
+                    Ok(())
+                }
                 None => frame::write(&mut stream, &Reply::None).await,
             };
         }
@@ -144,6 +148,7 @@ async fn take_snapshot(
     let received = transfer::receive(stream, blobs, hash, size, SNAPSHOT_MAX).await;
     let blob = received.map_err(|error| io::Error::other(error.to_string()))?;
     blobs.forget(&hash);
+    server.shared.tally.bulk_in.add(size as usize);
     let snapshot = postcard::from_bytes(&blob.join()).map_err(|error| io::Error::other(error.to_string()))?;
     tracing::info!(peer = %from, bytes = size, "state copy received");
     // The ring's task has ended: nobody needs the copy.

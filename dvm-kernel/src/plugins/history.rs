@@ -137,6 +137,11 @@ impl History {
         self.items.get(self.done).filter(|_| self.done < self.sent)
     }
 
+    /// Items that have no answer.
+    pub(super) fn unanswered(&self) -> u64 {
+        (self.items.len() - self.done) as u64
+    }
+
     /// The only one, if there is one alone.
     pub(super) fn suspect(&self) -> Option<u64> {
         (self.sent - self.done == 1).then(|| self.items[self.done].index)

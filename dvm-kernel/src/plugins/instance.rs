@@ -25,7 +25,7 @@ use super::manager::Shared;
 use super::prepare::Successor;
 use super::process::Ending;
 use super::replies::{Replies, Reply, Tail};
-use super::{FromPlugins, Peers, ReplyError, payload};
+use super::{FromPlugins, InstanceFigures, Peers, ReplyError, payload};
 use bytes::Bytes;
 use dvm_core::ids::{HistoryIndex, MemberId};
 use dvm_core::state::{
@@ -100,6 +100,24 @@ pub(super) struct Gauge {
     pub(super) applied: AtomicU64,
     /// 0 while there is no process.
     pub(super) pid: AtomicU32,
+    /// Callbacks that were answered.
+    callbacks: AtomicU64,
+    /// Commands and events that were not.
+    behind: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl Gauge {
+    /// All of it.
+    pub(super) fn read(&self) -> InstanceFigures {
+        InstanceFigures {
+            applied: self.applied.load(Ordering::Relaxed),
+            pid: self.pid.load(Ordering::Relaxed),
+            callbacks: self.callbacks.load(Ordering::Relaxed),
+            behind: self.behind.load(Ordering::Relaxed),
+            failures: self.failures.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// A snapshot as it goes from one member's instance to another's.
@@ -497,6 +515,7 @@ impl<P: Peers> Instance<P> {
         if let Some(index) = self.history.suspect().filter(|_| !killed || self.history.is_careful()) {
             self.killers.push(index);
         }
+        self.gauge.failures.fetch_add(1, Ordering::Relaxed);
         self.history.rewind();
         let now = Instant::now();
         let window = Duration::from_millis(self.spec.restart.window_ms);

@@ -265,13 +265,16 @@ impl<P: Peers> Manager<P> {
     }
 
     fn figures(&self) -> Figures {
-        let applied = self.plugins.iter().filter_map(|(name, loaded)| {
-            let gauge = &loaded.instance.as_ref()?.gauge;
-            let figures = (gauge.applied.load(Ordering::Relaxed), gauge.pid.load(Ordering::Relaxed));
-            Some((name.clone(), figures))
-        });
+        let instances = self
+            .plugins
+            .iter()
+            .filter_map(|(name, loaded)| Some((name.clone(), loaded.instance.as_ref()?.gauge.read())));
         let inside = &self.shared.inside;
-        Figures { applied: applied.collect(), resident: inside.images(), quarantined: inside.quarantined() }
+        Figures {
+            instances: instances.collect(),
+            resident: inside.images(),
+            quarantined: inside.quarantined(),
+        }
     }
 
     fn running(&self, plugin: &Name) -> Result<&Loaded, ReplyError> {

@@ -154,12 +154,27 @@ pub(crate) enum ToPlugins {
 /// What a member alone knows of its plug-ins.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
-    /// The highest index that each instance here has applied, and its process.
-    pub(crate) applied: BTreeMap<Name, (u64, u32)>,
+    /// Of each instance here.
+    pub(crate) instances: BTreeMap<Name, InstanceFigures>,
     /// Libraries that are mapped into this kernel.
     pub(crate) resident: Vec<Image>,
     /// Threads of plug-ins in this kernel that do not end.
     pub(crate) quarantined: Vec<Quarantined>,
+}
+
+/// Figures of an instance of this member.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InstanceFigures {
+    /// The highest index it has applied.
+    pub(crate) applied: u64,
+    /// Its process; 0 while there is none.
+    pub(crate) pid: u32,
+    /// Callbacks that were answered.
+    pub(crate) callbacks: u64,
+    /// Commands and events that it has not answered.
+    pub(crate) behind: u64,
+    /// Times that it failed.
+    pub(crate) failures: u64,
 }
 
 /// How a member's execution of a transaction ended: well, or why not.

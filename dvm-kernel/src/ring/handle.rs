@@ -31,6 +31,11 @@ pub(crate) enum ToRing {
     Input(Input),
     /// Look something up.
     Look(Look),
+    /// Tell how much is under way.
+    Depths {
+        /// It.
+        answer: oneshot::Sender<Depths>,
+    },
     /// Count while others measure.
     Watch {
         /// Note when their operations are heard of, too.
@@ -54,6 +59,17 @@ pub(crate) enum ToRing {
         /// What was measured.
         answer: oneshot::Sender<LocalAnswer>,
     },
+}
+
+/// How much is under way at this moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Depths {
+    /// Ring links that stand.
+    pub(crate) links: usize,
+    /// Requests of this member that are not answered.
+    pub(crate) waiting: usize,
+    /// Bytes on ring links that the sockets did not take yet.
+    pub(crate) queued_bytes: u64,
 }
 
 /// The ring's task has ended.
@@ -106,6 +122,11 @@ impl RingHandle {
         in_flight: u64,
     ) -> Result<LocalAnswer, RingGone> {
         self.ask(|answer| ToRing::Bench { agree, size, duration_ms, in_flight, answer }).await
+    }
+
+    /// How much is under way.
+    pub(crate) async fn depths(&self) -> Result<Depths, RingGone> {
+        self.ask(|answer| ToRing::Depths { answer }).await
     }
 
     /// Begins to note what others measure.

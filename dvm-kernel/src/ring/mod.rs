@@ -10,12 +10,13 @@ mod handle;
 mod outputs;
 mod watch;
 
-pub(crate) use handle::{RingGone, RingHandle, ToRing};
+pub(crate) use handle::{Depths, RingGone, RingHandle, ToRing};
 
 use crate::clock::{Alarm, Clock, wall_ms};
 use crate::feed::{Feed, Restored, Told};
 use crate::net::link::Link;
 use crate::net::{FromNet, Net};
+use crate::tally::UnderWay;
 use bench::Bench;
 use dvm_core::ids::{HistoryIndex, LinkId, MemberId, RequestId, Time};
 use dvm_core::state::LeaveBy;
@@ -79,6 +80,7 @@ pub(crate) struct Ring {
     waiting: HashMap<RequestId, Waiter>,
     bench: Option<Bench>,
     watch: Option<Watch>,
+    under_way: UnderWay,
     /// Inputs that arose while outputs were carried out.
     inputs: VecDeque<Input>,
     frames: VecDeque<(LinkId, Frame)>,
@@ -137,6 +139,7 @@ impl Ring {
             waiting: HashMap::new(),
             bench: None,
             watch: None,
+            under_way: UnderWay::default(),
             inputs: VecDeque::new(),
             frames: VecDeque::new(),
             scratch: vec![0; SCRATCH],
@@ -225,11 +228,18 @@ impl Ring {
         }
         let mut down = Vec::new();
         let mut more = false;
+        let mut bytes = 0;
         for link in self.links.values_mut() {
             match link.read(cx, &mut self.scratch, &mut self.frames) {
                 Ok(rest) => more |= rest,
                 Err(error) => down.push((link.id, error.to_string())),
             }
+            bytes += link.take_arrived();
+        }
+        if bytes > 0 {
+            let arrived = &self.net.shared().tally.ring_in;
+            arrived.things.add(self.frames.len() as u64);
+            arrived.bytes.add(bytes);
         }
         if self.watch.is_some() {
             self.watch_frames();
@@ -320,6 +330,7 @@ impl Ring {
         }
         if !self.feed.push(&mut self.told) {
             tracing::warn!("readers of the history fell too far behind and begin anew");
+            self.net.shared().tally.overflows.add(1);
             self.tell_restored();
             self.feed.push(&mut self.told);
         }

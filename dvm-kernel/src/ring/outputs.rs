@@ -1,14 +1,14 @@
 //! Carrying out what the member wants, and taking in what others ask.
 
-use super::{Ended, Ring, ToRing, Waiter, bench};
+use super::{Depths, Ended, Ring, ToRing, Waiter, bench};
 use crate::clock::wall_ms;
 use crate::feed::Told;
 use crate::log;
 use crate::net::FromNet;
 use crate::net::link::Link;
 use dvm_core::ids::{LinkId, RequestId};
-use dvm_core::state::{Change, Content, Stamp, Submission};
-use dvm_core::wire::ExecResult;
+use dvm_core::state::{Change, Content, Entry, Stamp, Submission};
+use dvm_core::wire::{ExecResult, Ring as Frame};
 use dvm_core::{Answer, Input, Output, Standing};
 
 impl Ring {
@@ -21,11 +21,15 @@ impl Ring {
                 self.last_link += 1;
                 let link = LinkId(self.last_link);
                 tracing::debug!(link = link.0, %peer, ?view, ?side, "ring link");
+                self.net.shared().tally.links.add(1);
                 self.links.insert(link, Link::new(link, peer, stream, *tls));
                 self.inputs.push_back(Input::LinkUp { link, peer, view, side });
             }
             FromNet::LinkFailed { to, view } => self.inputs.push_back(Input::LinkFailed { to, view }),
-            FromNet::Control { from, message } => self.inputs.push_back(Input::Control { from, message }),
+            FromNet::Control { from, message } => {
+                self.net.shared().tally.control_in.add(1);
+                self.inputs.push_back(Input::Control { from, message });
+            }
             FromNet::Reset { peer } => self.inputs.push_back(Input::Reset { peer }),
             FromNet::Refused { peer, by: None } => self.inputs.push_back(Input::Refused { peer }),
             FromNet::Refused { peer, by: Some(by) } => {
@@ -55,6 +59,15 @@ impl Ring {
             }
             ToRing::Bench { agree, size, duration_ms, in_flight, answer } => {
                 self.bench_start(agree, size, duration_ms, in_flight, answer);
+            }
+            ToRing::Depths { answer } => {
+                let depths = Depths {
+                    links: self.links.len(),
+                    waiting: self.waiting.len(),
+                    queued_bytes: self.links.values().map(Link::queued_bytes).sum(),
+                };
+                // Whoever asked may have given up.
+                let _ = answer.send(depths);
             }
             ToRing::Watch { times } => self.watch_start(times),
             ToRing::Watched { answer } => {
@@ -98,12 +111,19 @@ impl Ring {
                 let mut stalled = self.stalled.iter_mut().filter(|(_, gives_up)| gives_up.is_some());
                 let cut = || stalled.find(|(one, _)| one.id == link).map(|(one, _)| one);
                 if let Some(link) = self.links.get_mut(&link).or_else(cut) {
-                    link.place(&message);
+                    let bytes = link.place(&message);
+                    self.net.shared().tally.ring_out.add(bytes);
+                }
+                if let Frame::Data(data) = &message
+                    && data.hops == 1
+                {
+                    self.under_way.begins(data.oseq, self.clock.now().0);
                 }
             }
             Output::Deliver(delivery) => {
                 let entry = &delivery.entry;
                 log::at(entry.view.epoch.0, entry.index.0);
+                self.count_entry(entry);
                 if let Content::View(proposal) = &entry.content {
                     let (members, label) = (proposal.view.members.len(), proposal.view.label.word());
                     tracing::info!(view = ?proposal.view.id, members, label, "view installed");
@@ -143,6 +163,7 @@ impl Ring {
             Output::Standing(standing) => self.standing(standing),
             Output::Suspected { member } => {
                 tracing::info!(%member, "a member is suspected");
+                self.net.shared().tally.suspicions.add(1);
                 self.told.push(Told::Suspected(member));
             }
             Output::Orphans { fork, entries, truncated } => {
@@ -155,7 +176,28 @@ impl Ring {
         }
     }
 
+    fn count_entry(&mut self, entry: &Entry) {
+        let tally = &self.net.shared().tally;
+        tally.entries.add(1);
+        match &entry.content {
+            Content::View(_) => {
+                tally.views.add(1);
+                self.under_way.forget();
+            }
+            Content::Change { origin, oseq, .. } if *origin == self.member.id() => {
+                self.under_way.ends(*oseq, self.clock.now().0, &tally.laps);
+            }
+            Content::Change { .. } => {}
+        }
+    }
+
     fn answered(&mut self, request: RequestId, answer: Answer) {
+        let tally = &self.net.shared().tally;
+        match &answer {
+            Answer::Done { .. } => tally.done.add(1),
+            Answer::Refused(_) => tally.refused.add(1),
+            Answer::Unknown { .. } => tally.unknown.add(1),
+        }
         match self.waiting.remove(&request) {
             Some(Waiter::Local(waiter)) => self.answers.push((waiter, answer)),
             Some(Waiter::Bench(since)) => self.bench_step(since, &answer),

@@ -2,7 +2,7 @@
 
 use super::joining::{Beginning, How};
 use super::places::Places;
-use super::{Failed, say_and_let_go, signals};
+use super::{Failed, guardian, say_and_let_go, signals};
 use crate::clock::Clock;
 use crate::feed::Feed;
 use crate::local::{self, Parts};
@@ -51,6 +51,10 @@ const MORE_FILES: &str = "raise the limit of open files: ulimit -n 1024";
 pub(super) fn run(bootstrap: Bootstrap) -> Result<(), Failed> {
     let clock = Clock::start();
     let (places, socket) = Places::take(&bootstrap)?;
+    // Its plug-ins, and what they start, are clients of this kernel without being told where it is.
+    let uri = format!("{}/{}.sock", places.place.uri(), bootstrap.member);
+    // SAFETY: the process has no other thread yet.
+    unsafe { std::env::set_var("DVM_URI", uri) };
     on_panic();
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, pid = std::process::id(), dvm = bootstrap.dvm, "kernel starts");
@@ -157,6 +161,7 @@ fn admitted(
     refused: oneshot::Sender<String>,
 ) -> crate::ring::Admitted {
     let (member, socket) = (bootstrap.member.clone(), places.socket_path.clone());
+    let guardian = bootstrap.respawn.map(|respawn| guardian::command(bootstrap, places, respawn));
     Box::new(move |admitted: Result<MemberId, String>| match admitted {
         Ok(id) => {
             let ready = Bootstrapped::Ready { member, id: id.to_string(), pid: std::process::id(), socket };
@@ -166,6 +171,8 @@ fn admitted(
                     let by = LeaveBy::Term;
                     let _ = ring.input(dvm_core::Input::Leave { by }).await;
                 });
+            } else if let Some(guardian) = guardian {
+                guardian::start(guardian);
             }
         }
         // Told when everything else has ended.

@@ -5,6 +5,7 @@
 //! terminal and none of the launcher's descriptors; and should the launcher end the first process, the second ends too.
 
 mod front;
+mod guardian;
 mod joining;
 mod kernel;
 mod places;

@@ -54,9 +54,9 @@ enum {
     DVM_FAILURE = -1,         /* anything else */
     DVM_USAGE = -2,           /* the call makes no sense */
     DVM_NO_DVM = -3,          /* no kernel can be reached */
-    DVM_REJECTED = -4,        /* voted down */
+    DVM_REJECTED = -4,        /* voted down, or a condition did not hold: nothing was done */
     DVM_UNKNOWN = -5,         /* timed out, or the kernel was lost: it may or may not take effect */
-    DVM_NOT_FOUND = -6,       /* no such plug-in */
+    DVM_NOT_FOUND = -6,       /* no such plug-in, key, or setting */
     DVM_DENIED = -7,          /* not allowed */
     DVM_NO_QUORUM = -8,       /* this side of the DVM has no quorum */
     DVM_ENDED = -9,           /* no failure: the DVM was halted, and all its events were told */
@@ -96,7 +96,8 @@ typedef struct dvm_event {
     const char *cursor;    /* where to resume right after it: for dvm_subscribe, here or in another process */
     const char *time;      /* the proposer's clock, RFC 3339; the same at every member */
     const char *json;      /* all of it, as `dvm events --json` prints it */
-    const void *reserved[8];
+    const char *key;       /* key-changed: which key; NULL: none */
+    const void *reserved[7];
 } dvm_event_t;
 
 /* What dvm_dispatch calls. It may call any function with the handle that it knows but dvm_dispatch; a dvm_close takes
@@ -139,6 +140,45 @@ int dvm_dispatch(dvm_t *dvm);
  * NULL; a plug-in's own error is DVM_FAILURE. Events wait meanwhile. */
 int dvm_call(dvm_t *dvm, const char *plugin, const char *json, char **reply, int timeout_ms);
 
+/* KEYS of the DVM: a name, a value (a JSON text), a version that grows with every change of it. Names that begin with "dvm/" are
+ * reserved. timeout_ms is as for dvm_call: milliseconds to wait at most, negative for as long as it takes. A change whose kernel
+ * dies is sent to another, and takes effect once.
+ *
+ * What must hold of a key, for dvm_put and dvm_delete, beside a version that it has: */
+#define DVM_ANY    UINT64_MAX  /* nothing */
+#define DVM_ABSENT UINT64_C(0) /* that it does not exist */
+
+/* Looks a key up. A handle reads what was written with it; fresh other than 0 asks the DVM first, so that nothing is missed
+ * that was acknowledged to anybody before. 0: *value is a JSON text, which the caller frees with dvm_free, *version the key's
+ * version; either may be NULL. A code of failure: *value is NULL; DVM_NOT_FOUND where there is no such key. */
+int dvm_get(dvm_t *dvm, const char *key, int fresh, char **value, uint64_t *version, int timeout_ms);
+
+/* Sets a key to a JSON text, if it has the version if_version. 0: *version is its version now; it may be NULL. A code of
+ * failure: DVM_REJECTED where it has another. */
+int dvm_put(dvm_t *dvm, const char *key, const char *json, uint64_t if_version, uint64_t *version, int timeout_ms);
+
+/* Deletes a key, if it has the version if_version. With DVM_ANY one that is not there is fine. 0, or a code of failure. */
+int dvm_delete(dvm_t *dvm, const char *key, uint64_t if_version, int timeout_ms);
+
+/* The keys that begin with prefix (NULL: all), in order: a JSON text [{"key":...,"value":...,"version":...},...], which the caller
+ * frees with dvm_free. 0, or a code of failure: *entries is NULL. */
+int dvm_list(dvm_t *dvm, const char *prefix, char **entries, int timeout_ms);
+
+/* As dvm_subscribe, with DVM_KEY in the mask, and of the events `key-changed` only those of keys that begin with prefix (NULL: of
+ * all). An event tells its key; the value is dvm_get's. */
+int dvm_watch(dvm_t *dvm, uint64_t mask, const char *prefix, const char *cursor);
+
+/* What `dvm status --json` prints: members, plug-ins, view, index. *status is the caller's, to be freed with dvm_free. 0, or a code of
+ * failure: *status is NULL. */
+int dvm_status(dvm_t *dvm, char **status, int timeout_ms);
+
+/* All settings, a JSON text {"silence_ms":1000,...}; docs/settings.md tells of each. *settings is the caller's, to be freed with
+ * dvm_free. 0, or a code of failure: *settings is NULL. */
+int dvm_config(dvm_t *dvm, char **settings, int timeout_ms);
+
+/* Changes a setting; with a member's name a tag of that member, which NULL or "" removes. 0, or a code of failure. */
+int dvm_config_set(dvm_t *dvm, const char *member, const char *key, const char *value, int timeout_ms);
+
 /* The families with a kind that begins so: dvm_mask("member-failed") is DVM_MEMBER. 0: there is no such kind. */
 uint64_t dvm_mask(const char *kind);
 
@@ -155,7 +195,7 @@ const char *dvm_error(dvm_t *dvm);
 /* The same as JSON: {"code":"no-dvm","exit":3,"message":...,"cause":...,"hint":...}; "{}" before the first failure. */
 const char *dvm_error_json(dvm_t *dvm);
 
-/* Frees what dvm_call gave out. NULL is fine. */
+/* Frees a text that the caller was given to free. NULL is fine. */
 void dvm_free(void *text);
 
 /* Ends a handle, its descriptor and its events. NULL is fine. Called by a callback, it takes effect when dvm_dispatch has

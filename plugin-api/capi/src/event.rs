@@ -26,7 +26,8 @@ pub struct CEvent {
     cursor: *const c_char,
     time: *const c_char,
     json: *const c_char,
-    reserved: [*const c_void; 8],
+    key: *const c_char,
+    reserved: [*const c_void; 7],
 }
 
 /// An event that was told, with the strings that C looks at.
@@ -47,6 +48,7 @@ pub(crate) struct Told {
     cursor: CString,
     time: CString,
     json: CString,
+    key: Option<CString>,
 }
 
 impl Told {
@@ -69,6 +71,7 @@ impl Told {
             cursor: c_text(&event.cursor),
             time: c_text(&event.time),
             json: c_text(&serde_json::to_string(event).expect("an event is plain data")),
+            key: field("key"),
         }
     }
 
@@ -95,7 +98,8 @@ impl Told {
             cursor: self.cursor.as_ptr(),
             time: self.time.as_ptr(),
             json: self.json.as_ptr(),
-            reserved: [null(); 8],
+            key: optional(&self.key),
+            reserved: [null(); 7],
         }
     }
 }

@@ -95,7 +95,13 @@ impl Dvm {
         self.events.borrow().as_fd().as_raw_fd()
     }
 
-    pub(crate) fn subscribe(&self, mask: Families, cursor: Option<&str>) -> Result<(), Trouble> {
+    /// Asks for events; of changes of keys for those of keys that begin so.
+    pub(crate) fn subscribe(
+        &self,
+        mask: Families,
+        key_prefix: Option<&str>,
+        cursor: Option<&str>,
+    ) -> Result<(), Trouble> {
         check_mask(mask)?;
         if mask == Families(0) {
             return Err(Trouble::usage(
@@ -105,7 +111,8 @@ impl Dvm {
         let since = cursor.map_or(Ok(Since::Now), str::parse).map_err(Trouble::usage)?;
         let kinds = (mask | Families::STREAM).kinds();
         self.told.take();
-        Ok(self.events.borrow_mut().subscribe(since, Filter { kinds, follow: true, key_prefix: None })?)
+        let key_prefix = key_prefix.map(str::to_owned);
+        Ok(self.events.borrow_mut().subscribe(since, Filter { kinds, follow: true, key_prefix })?)
     }
 
     /// The next event, if one is here; its strings live in the handle.
@@ -201,16 +208,18 @@ impl Dvm {
             Failure::new(FailureCode::Usage, "the command is not JSON").cause(error.to_string())
         })?;
         let request = Request::Call { plugin: plugin.into(), command, query: false, fresh: false };
-        match self.client.borrow_mut().request(request, None, timeout)? {
+        match self.ask(request, timeout)? {
             Answer::Reply { reply: Ok(reply), .. } => Ok(c_text(&reply.to_string())),
             Answer::Reply { reply: Err(error), member, .. } => {
                 let failure = Failure::new(FailureCode::Failure, error);
                 Err(failure.cause(format!("the plug-in at {member} says so")).into())
             }
-            _ => Err(Failure::new(FailureCode::Failure, "the kernel answered what was not asked for")
-                .hint("are libdvm and dvm-kernel of one version?")
-                .into()),
+            _ => Err(Trouble::unexpected()),
         }
+    }
+
+    pub(crate) fn ask(&self, request: Request, timeout: Option<Duration>) -> Result<Answer, Trouble> {
+        Ok(self.client.borrow_mut().request(request, None, timeout)?)
     }
 
     pub(crate) fn uri(&self) -> *const c_char {

@@ -6,6 +6,7 @@
 
 mod event;
 mod handle;
+mod state;
 mod trouble;
 
 use dvm_plugin_api::client::Families;
@@ -42,7 +43,7 @@ pub unsafe extern "C" fn dvm_fd(dvm: *mut Dvm) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvm_subscribe(dvm: *mut Dvm, mask: u64, cursor: *const c_char) -> c_int {
     let subscribe = |dvm: &Dvm| {
-        dvm.subscribe(Families(mask), unsafe { text(cursor, "the cursor") }?)?;
+        dvm.subscribe(Families(mask), None, unsafe { text(cursor, "the cursor") }?)?;
         Ok(OK)
     };
     unsafe { with(dvm, subscribe) }
@@ -98,25 +99,128 @@ pub unsafe extern "C" fn dvm_call(
     reply: *mut *mut c_char,
     timeout_ms: c_int,
 ) -> c_int {
-    let mut reply = unsafe { reply.as_mut() };
-    // Whatever fails, the caller may free it.
-    if let Some(reply) = &mut reply {
-        **reply = std::ptr::null_mut();
-    }
-    let call = |dvm: &Dvm| {
-        let plugin = unsafe { text(plugin, "the plug-in's name") }?;
-        let json = unsafe { text(json, "the command") }?;
-        let (Some(plugin), Some(json)) = (plugin, json) else {
-            return Err(Trouble::null("the plug-in's name, or the command"));
-        };
-        let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
-        let answer = dvm.call(plugin, json, timeout)?;
-        if let Some(reply) = reply {
-            *reply = answer.into_raw();
+    let call = |dvm: &Dvm, timeout| {
+        let plugin = unsafe { needed(plugin, "the plug-in's name") }?;
+        dvm.call(plugin, unsafe { needed(json, "the command") }?, timeout)
+    };
+    unsafe { give(dvm, reply, timeout_ms, call) }
+}
+
+/// A key's value.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_get(
+    dvm: *mut Dvm,
+    key: *const c_char,
+    fresh: c_int,
+    value: *mut *mut c_char,
+    version: *mut u64,
+    timeout_ms: c_int,
+) -> c_int {
+    let get = |dvm: &Dvm, timeout| {
+        let (value, found) = dvm.get(unsafe { needed(key, "the key") }?, fresh != 0, timeout)?;
+        if let Some(version) = unsafe { version.as_mut() } {
+            *version = found;
+        }
+        Ok(value)
+    };
+    unsafe { give(dvm, value, timeout_ms, get) }
+}
+
+/// Sets a key.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_put(
+    dvm: *mut Dvm,
+    key: *const c_char,
+    json: *const c_char,
+    if_version: u64,
+    version: *mut u64,
+    timeout_ms: c_int,
+) -> c_int {
+    let put = |dvm: &Dvm| {
+        let (key, json) = unsafe { (needed(key, "the key")?, needed(json, "the value")?) };
+        let made = dvm.put(key, json, if_version, limit(timeout_ms))?;
+        if let Some(version) = unsafe { version.as_mut() } {
+            *version = made;
         }
         Ok(OK)
     };
-    unsafe { with(dvm, call) }
+    unsafe { with(dvm, put) }
+}
+
+/// Deletes a key.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_delete(
+    dvm: *mut Dvm,
+    key: *const c_char,
+    if_version: u64,
+    timeout_ms: c_int,
+) -> c_int {
+    let delete = |dvm: &Dvm| {
+        dvm.delete(unsafe { needed(key, "the key") }?, if_version, limit(timeout_ms))?;
+        Ok(OK)
+    };
+    unsafe { with(dvm, delete) }
+}
+
+/// The keys.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_list(
+    dvm: *mut Dvm,
+    prefix: *const c_char,
+    entries: *mut *mut c_char,
+    timeout_ms: c_int,
+) -> c_int {
+    let list = |dvm: &Dvm, timeout| {
+        let prefix = unsafe { text(prefix, "the prefix") }?;
+        dvm.list(prefix.unwrap_or_default(), timeout)
+    };
+    unsafe { give(dvm, entries, timeout_ms, list) }
+}
+
+/// Asks for events, with changes of keys that begin so.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_watch(
+    dvm: *mut Dvm,
+    mask: u64,
+    prefix: *const c_char,
+    cursor: *const c_char,
+) -> c_int {
+    let watch = |dvm: &Dvm| {
+        let (prefix, cursor) = unsafe { (text(prefix, "the prefix")?, text(cursor, "the cursor")?) };
+        dvm.subscribe(Families(mask) | Families::KEY, prefix, cursor)?;
+        Ok(OK)
+    };
+    unsafe { with(dvm, watch) }
+}
+
+/// The status.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_status(dvm: *mut Dvm, status: *mut *mut c_char, timeout_ms: c_int) -> c_int {
+    unsafe { give(dvm, status, timeout_ms, Dvm::status) }
+}
+
+/// The settings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_config(dvm: *mut Dvm, settings: *mut *mut c_char, timeout_ms: c_int) -> c_int {
+    unsafe { give(dvm, settings, timeout_ms, Dvm::config) }
+}
+
+/// Changes a setting.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_config_set(
+    dvm: *mut Dvm,
+    member: *const c_char,
+    key: *const c_char,
+    value: *const c_char,
+    timeout_ms: c_int,
+) -> c_int {
+    let set = |dvm: &Dvm| {
+        let (member, value) = unsafe { (text(member, "the member")?, text(value, "the value")?) };
+        let key = unsafe { needed(key, "the setting's name") }?;
+        dvm.config_set(member, key, value.unwrap_or_default(), limit(timeout_ms))?;
+        Ok(OK)
+    };
+    unsafe { with(dvm, set) }
 }
 
 /// The families of a kind.
@@ -157,11 +261,11 @@ pub unsafe extern "C" fn dvm_error_json(dvm: *mut Dvm) -> *const c_char {
     unsafe { trouble(dvm, Trouble::json) }
 }
 
-/// Frees a reply.
+/// Frees a text.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvm_free(text: *mut c_void) {
     if !text.is_null() {
-        // `dvm_call` gave it out.
+        // `give` gave it out.
         drop(unsafe { CString::from_raw(text.cast()) });
     }
 }
@@ -184,6 +288,33 @@ unsafe fn with(dvm: *const Dvm, work: impl FnOnce(&Dvm) -> Result<c_int, Trouble
     guarded(work).unwrap_or_else(|trouble| dvm.fail(trouble))
 }
 
+/// Does `work` as [`with`] does, within a limit, and gives out the text that it makes. Whatever fails, the caller may free
+/// what is in `place`.
+unsafe fn give(
+    dvm: *const Dvm,
+    place: *mut *mut c_char,
+    timeout_ms: c_int,
+    work: impl FnOnce(&Dvm, Option<Duration>) -> Result<CString, Trouble>,
+) -> c_int {
+    let mut place = unsafe { place.as_mut() };
+    if let Some(place) = &mut place {
+        **place = std::ptr::null_mut();
+    }
+    let work = |dvm: &Dvm| {
+        let made = work(dvm, limit(timeout_ms))?;
+        if let Some(place) = place {
+            *place = made.into_raw();
+        }
+        Ok(OK)
+    };
+    unsafe { with(dvm, work) }
+}
+
+/// Milliseconds of the caller's; negative ones are no limit.
+fn limit(timeout_ms: c_int) -> Option<Duration> {
+    u64::try_from(timeout_ms).ok().map(Duration::from_millis)
+}
+
 /// Does `work`; a panic, which is our own mistake, becomes a failure.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Trouble>) -> Result<T, Trouble> {
     // After a panic nothing is used but what tells of it, or what stands by itself.
@@ -202,6 +333,11 @@ unsafe fn trouble(dvm: *const Dvm, text: fn(&Trouble) -> *const c_char) -> *cons
         Some(dvm) => dvm.trouble(text),
         None => LAST_OPEN.with_borrow(text),
     }
+}
+
+/// A string that the caller must give.
+unsafe fn needed<'a>(given: *const c_char, what: &str) -> Result<&'a str, Trouble> {
+    unsafe { text(given, what) }?.ok_or_else(|| Trouble::null(what))
 }
 
 /// A string of the caller's; none for NULL.

@@ -54,6 +54,13 @@ impl Trouble {
         Self::usage(format!("{what} is NULL"))
     }
 
+    /// What came is no answer to what was asked.
+    pub(crate) fn unexpected() -> Self {
+        Failure::new(FailureCode::Failure, "the kernel answered what was not asked for")
+            .hint("are libdvm and dvm-kernel of one version?")
+            .into()
+    }
+
     /// The stream has ended in order.
     pub(crate) fn ended() -> Self {
         let failure = Failure::new(FailureCode::Failure, "the DVM was halted, and all its events were told")

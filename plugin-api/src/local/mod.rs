@@ -7,10 +7,12 @@
 
 mod bootstrap;
 mod documents;
+mod metrics;
 mod request;
 
 pub use bootstrap::*;
 pub use documents::*;
+pub use metrics::*;
 pub(crate) use request::serde_bytes_vec as bytes;
 pub use request::*;
 

@@ -1,6 +1,7 @@
 //! Requests, answers, errors.
 
 use super::documents::{EventDoc, HistoryEntry, KeyDoc, Receipt, Status, TransactionDoc, VerifyMember};
+use super::metrics::MetricDoc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -141,6 +142,11 @@ pub enum Request {
     },
     /// The log's path is in [`Status`]; this asks for a single-use join ticket. [`Answer::Ticket`].
     Ticket,
+    /// The same ticket, minted by another member: it is worth something after this kernel's end. [`Answer::Ticket`].
+    TicketOf {
+        /// Its name, `rank:N` or an id prefix.
+        member: String,
+    },
     /// A member leaves. [`Answer::Done`].
     Remove {
         /// Its name, `rank:N` or an id prefix.
@@ -172,6 +178,8 @@ pub enum Request {
     },
     /// Ends a watch. [`Answer::Watched`].
     Watched,
+    /// What this kernel has counted since it started, and what it measures now; orders nothing. [`Answer::Metrics`].
+    Metrics,
     /// The first after hello: from the answer on the connection is that of a plug-in's instance on this member, which
     /// runs in the client's process. [`Answer::Attached`].
     Attach {
@@ -443,6 +451,8 @@ pub enum Answer {
         /// Ring bytes this kernel wrote meanwhile.
         bytes: u64,
     },
+    /// To [`Request::Metrics`].
+    Metrics(Vec<MetricDoc>),
 }
 
 /// Why a request has no answer.

@@ -6,6 +6,7 @@
 
 mod follower;
 mod ground;
+mod hosts;
 mod outcome;
 mod outside;
 mod processes;
@@ -13,6 +14,7 @@ mod writer;
 
 pub use follower::Follower;
 pub use ground::{Cluster, Ground};
+pub use hosts::{Host, Hosts, settle};
 pub use outcome::Outcome;
 pub use outside::{has, installed};
 pub use processes::{Process, lives, signal};

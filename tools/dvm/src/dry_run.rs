@@ -2,7 +2,7 @@
 
 use crate::exit;
 use crate::fleet::{Plan, take_name};
-use crate::launch::{Launcher, host_name};
+use crate::launch::{LOOPBACK, Launcher, host_name};
 use crate::output::Output;
 use crate::table::{or_dash, pairs};
 use dvm_plugin_api::local::{Bootstrap, BootstrapRole, Failure};
@@ -35,6 +35,7 @@ pub(crate) fn dry_run(out: Output, kernel: &Path, plan: &Plan) -> exit::Result {
     RuntimeDir::open()?;
     let place = take_name(&vacant, plan.name.as_deref())?;
     let launcher = Launcher {
+        listen: LOOPBACK.into(),
         kernel: kernel.into(),
         logs: place::log_dir(&place.name()),
         place,

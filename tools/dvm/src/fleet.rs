@@ -2,7 +2,7 @@
 
 use crate::context::status;
 use crate::exit::failed;
-use crate::launch::{Launcher, Refused, Started};
+use crate::launch::{LOOPBACK, Launcher, Refused, Started};
 use dvm_plugin_api::client::{Client, Target};
 use dvm_plugin_api::local::{BootstrapRole, Failure, MemberDoc, Status};
 use dvm_plugin_api::place::{self, DvmPlace, RuntimeDir};
@@ -110,6 +110,7 @@ pub(crate) fn bring_up(ground: &Ground, plan: &Plan, each: &(dyn Fn() + Sync)) -
     place.create()?;
     place.sweep()?;
     let launcher = Launcher {
+        listen: LOOPBACK.into(),
         kernel: ground.kernel.clone(),
         logs: logs(ground, &place)?,
         place,

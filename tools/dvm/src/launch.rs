@@ -31,7 +31,7 @@ const AT_ONCE: usize = 8;
 const COMPLAINT_MAX: u64 = 16 << 10;
 
 /// Where kernels of a DVM listen for each other on one host.
-const LOOPBACK: &str = "127.0.0.1";
+pub(crate) const LOOPBACK: &str = "127.0.0.1";
 
 /// A kernel's arguments: all else comes on its standard input.
 const BOOTSTRAP: [&str; 2] = ["--bootstrap", "-"];
@@ -45,6 +45,8 @@ pub(crate) struct Launcher {
     pub(crate) place: DvmPlace,
     /// The directory of its logs.
     pub(crate) logs: PathBuf,
+    /// Address that they listen at.
+    pub(crate) listen: String,
     /// Tags of the members.
     pub(crate) tags: BTreeMap<String, String>,
     /// At most so many restarts in so many milliseconds.
@@ -204,7 +206,7 @@ impl Launcher {
             tags: self.tags.clone(),
             runtime_dir: self.place.directory().parent().map(Path::to_path_buf),
             log_dir: Some(self.logs.clone()),
-            listen: LOOPBACK.into(),
+            listen: self.listen.clone(),
             respawn: self.respawn,
         }
     }

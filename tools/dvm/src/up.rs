@@ -5,7 +5,7 @@ use crate::dry_run::dry_run;
 use crate::exit::{self, failed, not_available, usage};
 use crate::fleet::{Fleet, Ground, Plan, adopt, bring_up, free_names};
 use crate::keeper::{Duty, Keeper};
-use crate::launch::{Launcher, Refused, find_kernel, runtime_of};
+use crate::launch::{LOOPBACK, Launcher, Refused, find_kernel, runtime_of};
 use crate::output::Output;
 use crate::parse;
 use crate::table::{Rows, count};
@@ -157,6 +157,7 @@ pub(crate) fn add(context: &Context, args: &AddArgs) -> exit::Result {
     let now = status(&mut client, context.timeout())?;
     let names = free_names(&now, &place, members)?;
     let launcher = Launcher {
+        listen: LOOPBACK.into(),
         kernel,
         logs: logs_of(&now, &place),
         place,

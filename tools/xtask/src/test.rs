@@ -22,7 +22,19 @@ pub(crate) fn run() -> Result<()> {
     }
     // Tests of real processes run these, and cargo does not build other packages' binaries for them.
     cargo(&["build", "--workspace", "--bins"])?;
-    cargo(&["build", "-p", "dvm-plugin-counter", "-p", "dvm-plugin-hooks", "-p", "dvm-capi"])?;
+    cargo(&[
+        "build",
+        "-p",
+        "dvm-plugin-counter",
+        "-p",
+        "dvm-plugin-hooks",
+        "-p",
+        "dvm-plugin-metrics",
+        "-p",
+        "dvm-plugin-ledger",
+        "-p",
+        "dvm-capi",
+    ])?;
     simulate(&["--seeds", SEEDS])?;
     if has("nextest") {
         cargo(&["nextest", "run", "--workspace"])?;

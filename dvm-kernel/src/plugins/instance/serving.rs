@@ -134,6 +134,7 @@ impl<P: Peers> Instance<P> {
     /// Waits for one thing to happen and does what follows from it.
     async fn step(&mut self, serving: &mut Serving) -> Result<(), End> {
         self.feed(serving);
+        self.gauge.behind.store(self.history.unanswered(), Ordering::Relaxed);
         self.ask_for_newer();
         let (again, keeps) = (self.ask_again(), !self.applies);
         let limit = Duration::from_millis(self.spec.deadline_ms.clamp(1, DEADLINE_MAX));
@@ -367,6 +368,7 @@ impl<P: Peers> Instance<P> {
     /// What an answer means.
     fn answered(&mut self, pending: Option<Pending>, answer: FromChild) -> Result<(), End> {
         let panicked = |text: String| Err(End::Failed(Failure::new("panic", text)));
+        self.gauge.callbacks.fetch_add(1, Ordering::Relaxed);
         match pending {
             None => Err(End::Failed(Failure::new("exit", "its process answers what nobody asked".into()))),
             Some(Pending::Item) => match answer {

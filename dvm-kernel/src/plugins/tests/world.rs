@@ -352,7 +352,7 @@ impl World {
                 let (answer, answered) = oneshot::channel();
                 manager.to.send(ToPlugins::Figures { answer }).await.expect("the manager lives");
                 let figures = answered.await.expect("an answer");
-                if figures.applied.values().all(|(applied, _)| *applied > index.0) {
+                if figures.instances.values().all(|one| one.applied > index.0) {
                     break;
                 }
                 assert!(tokio::time::Instant::now() < deadline, "it does not come to pass");
@@ -368,7 +368,7 @@ impl World {
     }
 
     pub(super) async fn pid(&self, at: usize) -> u32 {
-        self.figures(at).await.applied.values().next().map_or(0, |(_, pid)| *pid)
+        self.figures(at).await.instances.values().next().map_or(0, |one| one.pid)
     }
 
     pub(super) async fn fence(&self, at: usize) {
