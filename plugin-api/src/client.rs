@@ -22,6 +22,7 @@ use crate::place::{DvmPlace, PlaceError};
 use connection::{Connection, With};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// How long a kernel is tried to be reached unless told otherwise.
@@ -144,6 +145,26 @@ impl Client {
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// A connection of its own to the kernel talked to, as that of a plug-in's instance; with what came by it already.
+    pub(crate) fn attach(&self, plugin: &str) -> Result<(UnixStream, Vec<u8>), Failure> {
+        let deadline = Instant::now() + self.target.reach;
+        let target = match self.through() {
+            Some(member) => self.target.clone().only(member),
+            None => self.target.clone(),
+        };
+        let mut connection = target.connect(&[], deadline)?;
+        let request = Request::Attach { plugin: plugin.into(), version: crate::ATTACH_VERSION };
+        let lost = |error: io::Error| {
+            Failure::new(FailureCode::NoDvm, "the kernel was lost before it answered")
+                .cause(error.to_string())
+        };
+        connection.send(&request, With::default(), None, Some(deadline)).map_err(lost)?;
+        match connection.receive(Some(deadline)).map_err(lost)?.answer? {
+            Answer::Attached => Ok(connection.into_parts()),
+            _ => Err(Failure::new(FailureCode::Failure, "the kernel answered something else")),
+        }
     }
 
     /// The next stamp of this session.
@@ -327,7 +348,11 @@ fn kind(request: &Request) -> Kind {
         | Request::Remove { .. }
         | Request::Halt
         | Request::Promote => Kind::Change,
-        Request::Chaos(_) | Request::Bench { .. } | Request::Watch { .. } | Request::Watched => Kind::Local,
+        Request::Chaos(_)
+        | Request::Bench { .. }
+        | Request::Watch { .. }
+        | Request::Watched
+        | Request::Attach { .. } => Kind::Local,
     }
 }
 

@@ -84,13 +84,17 @@
 //! [`client`] is for applications, [`local`] is what clients and a kernel say to each other, [`place`] where they meet.
 
 pub mod abi;
+mod attach;
 pub mod client;
 pub mod export;
-#[cfg(feature = "host")]
 pub mod host;
 pub mod local;
 pub mod manifest;
 pub mod place;
 mod plugin;
+pub mod testing;
 
+#[doc(hidden)]
+pub use attach::{ATTACH_VERSION, Said, Told};
+pub use attach::{Attached, attach};
 pub use plugin::{Error, Event, Host, Meta, Place, Plugin, Result, Role};

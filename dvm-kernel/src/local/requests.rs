@@ -172,6 +172,10 @@ impl Server {
                 self.ring.watch(times).await?;
                 Ok(accepted(None))
             }
+            Request::Attach { .. } => Err(Failure::new(
+                FailureCode::Usage,
+                "attaching is for the first request of a connection here",
+            )),
             Request::Watched => Ok(self.ring.watched().await?),
         }
     }

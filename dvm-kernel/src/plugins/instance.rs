@@ -17,8 +17,9 @@
 
 mod serving;
 
+use super::application::Attach;
 use super::history::{Base, History, Item, Start};
-use super::launch::{Trouble, Until, launch};
+use super::launch::{Trouble, Until, launch, launch_in};
 use super::link::Link;
 use super::manager::Shared;
 use super::prepare::Successor;
@@ -28,7 +29,7 @@ use super::{FromPlugins, Peers, ReplyError, payload};
 use bytes::Bytes;
 use dvm_core::ids::{HistoryIndex, MemberId};
 use dvm_core::state::{
-    InstanceChange, InstanceFailure, InstanceReport, Library, Limits, Mode, Payload, PluginSpec,
+    InstanceChange, InstanceFailure, InstanceReport, Library, Limits, Mode, Payload, Placement, PluginSpec,
     SnapshotEvery,
 };
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,8 @@ pub(super) enum Message {
     Upgrade { library: Library, next: Option<Box<Successor>> },
     /// Would this configuration do?
     Validate { config: Bytes, answer: oneshot::Sender<Result<(), Trouble>> },
+    /// An application wants to run it.
+    Attach(Attach),
     /// Kill its process.
     Kill(oneshot::Sender<bool>),
     /// The plug-in is unloaded.
@@ -163,7 +166,7 @@ impl Failure {
 
     fn of(ending: Ending) -> Self {
         let cause = match ending {
-            Ending::Exit(_) | Ending::Thread => "exit",
+            Ending::Exit(_) | Ending::Thread | Ending::Gone => "exit",
             Ending::Signal(_) => "signal",
         };
         Self { cause, ending: Some(ending), detail: ending.text() }
@@ -373,6 +376,13 @@ impl<P: Peers> Instance<P> {
 
     /// Gets a state and a child.
     async fn launch(&mut self, tells: Tells) -> Phase {
+        let mut application = None;
+        if self.spec.placement == Placement::Application {
+            application = self.application().await;
+            if application.is_none() {
+                return Phase::Over;
+            }
+        }
         let deadline = Instant::now() + LAUNCH;
         let (shared, spec, place) = (self.shared.clone(), self.spec.clone(), self.place.clone());
         let own = self.history.base().clone();
@@ -398,9 +408,10 @@ impl<P: Peers> Instance<P> {
                 Some(next) => next.take_over(&spec, &base, &place, until, deadline).await,
                 None => None,
             };
-            let link = match next {
-                Some(link) => link,
-                None => launch(&shared, &spec, &base, &place, until, deadline).await?,
+            let link = match (next, application) {
+                (Some(link), _) => link,
+                (None, Some(link)) => launch_in(link, &spec, &base, &place, until, deadline).await?,
+                (None, None) => launch(&shared, &spec, &base, &place, until, deadline).await?,
             };
             Ok::<_, Trouble>((link, base, replies))
         };
@@ -429,6 +440,24 @@ impl<P: Peers> Instance<P> {
             Err(trouble) => {
                 let cause = if trouble.timeout { "hang" } else { "exit" };
                 self.failed(Failure::new(cause, format!("{}: {}", trouble.stage, trouble.reason)))
+            }
+        }
+    }
+
+    /// Waits for an application; none if the plug-in is unloaded first.
+    async fn application(&mut self) -> Option<Link> {
+        loop {
+            match self.inbox.recv().await {
+                None | Some(Message::Stop) => return None,
+                Some(Message::Attach(attach)) => match attach.accept() {
+                    Ok(link) => return Some(link),
+                    Err(error) => {
+                        tracing::warn!(plugin = self.spec.name, %error, "an application could not attach")
+                    }
+                },
+                // Nothing that runs would object.
+                Some(Message::Validate { answer, .. }) => drop(answer.send(Ok(()))),
+                Some(message) => self.while_down(message, "no application has attached for it", false),
             }
         }
     }
@@ -463,7 +492,7 @@ impl<P: Peers> Instance<P> {
 
     /// What becomes of a failed instance.
     fn failed(&mut self, failure: Failure) -> Phase {
-        let killed = matches!(failure.ending, Some(Ending::KILLED | Ending::Thread));
+        let killed = matches!(failure.ending, Some(Ending::KILLED | Ending::Thread | Ending::Gone));
         // An instance that somebody killed is not to blame for it, unless it happens again at the same place.
         if let Some(index) = self.history.suspect().filter(|_| !killed || self.history.is_careful()) {
             self.killers.push(index);
@@ -474,7 +503,9 @@ impl<P: Peers> Instance<P> {
         while self.restarts.front().is_some_and(|at| now.duration_since(*at) > window) {
             self.restarts.pop_front();
         }
-        let again = self.restarts.len() < self.spec.restart.times as usize;
+        // Whoever attaches does so by itself, and as often as it likes.
+        let again = self.restarts.len() < self.spec.restart.times as usize
+            || self.spec.placement == Placement::Application;
         // Somebody else is the primary by the time that this is told.
         self.primary = None;
         self.applies = self.is_to_apply();
@@ -490,7 +521,9 @@ impl<P: Peers> Instance<P> {
         if !again {
             return Phase::Failed { why: detail };
         }
-        self.restarts.push_back(now);
+        if self.spec.placement != Placement::Application {
+            self.restarts.push_back(now);
+        }
         Phase::Launching { tells: Tells::Restarted }
     }
 
@@ -523,6 +556,7 @@ impl<P: Peers> Instance<P> {
                 self.next = next.filter(|_| !for_good);
             }
             Message::Validate { answer, .. } => drop(answer.send(Err(not_validated(why)))),
+            Message::Attach(attach) => attach.refuse(self.not_running(why).to_string()),
             Message::Kill(done) => drop(done.send(false)),
         }
     }

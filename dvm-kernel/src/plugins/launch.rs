@@ -21,6 +21,9 @@ use tokio::time::{Instant, timeout_at};
 /// Why limits and placement `kernel` do not go together.
 pub(crate) const NO_LIMITS: &str = "what an instance inside the kernel uses cannot be told from what the kernel uses, and so it has no --limit";
 
+/// Why limits and placement `application` do not go together.
+pub(crate) const ITS_OWN: &str = "what an application uses is its own, and so its instances have no --limit";
+
 /// What stopped a launch. Nothing of it is left.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Trouble {
@@ -56,10 +59,8 @@ pub(super) fn is_possible(spec: &PluginSpec) -> Result<(), Trouble> {
         Placement::Process => Ok(()),
         Placement::Kernel if spec.limits == Limits::default() => Ok(()),
         Placement::Kernel => Err(Trouble::new("check", "limit", NO_LIMITS)),
-        Placement::Application => {
-            let reason = "this kernel does not run plug-ins in applications yet";
-            Err(Trouble::new("check", "limit", reason))
-        }
+        Placement::Application if spec.limits == Limits::default() => Ok(()),
+        Placement::Application => Err(Trouble::new("check", "limit", ITS_OWN)),
     }
 }
 
@@ -93,6 +94,20 @@ pub(super) async fn launch<P: Peers>(
     if until != Until::Valid {
         hand_over(&mut link, spec, base, until, deadline).await?;
     }
+    Ok(link)
+}
+
+/// The same where the code is there already: in an application that has come.
+pub(super) async fn launch_in(
+    mut link: Link,
+    spec: &PluginSpec,
+    base: &Base,
+    place: &Bytes,
+    until: Until,
+    deadline: Instant,
+) -> Result<Link, Trouble> {
+    start(&mut link, base, place, until, deadline).await?;
+    hand_over(&mut link, spec, base, until, deadline).await?;
     Ok(link)
 }
 
@@ -131,6 +146,10 @@ pub(super) async fn begin<P: Peers>(
     until: Until,
     deadline: Instant,
 ) -> Result<Link, Trouble> {
+    if spec.placement == Placement::Application {
+        let reason = "an application brings its own code, and there is none to put in its place";
+        return Err(Trouble::new("check", "limit", reason));
+    }
     let late = |stage| move |_| Trouble::late(stage);
     let library = timeout_at(deadline, shared.peers.library(spec.library.hash, spec.library.size)).await;
     let library = library.map_err(late("fetch"))?;
@@ -159,15 +178,27 @@ pub(super) async fn begin<P: Peers>(
         link.map_err(|error| Trouble::new("start", io_code(&error), format!("no child for it: {error}")))?;
     let open = ToChild::Open { library: path, hash: spec.library.hash };
     ask(&mut link, "check", &open, deadline).await?;
+    start(&mut link, base, place, until, deadline).await?;
+    Ok(link)
+}
+
+/// Has what is at the far end start an instance.
+async fn start(
+    link: &mut Link,
+    base: &Base,
+    place: &Bytes,
+    until: Until,
+    deadline: Instant,
+) -> Result<(), Trouble> {
     let (config, place) = (base.config.clone(), place.clone());
     if base.state == Start::Fresh {
         let validate = ToChild::Validate { config: config.clone(), place: place.clone() };
-        ask(&mut link, "validate", &validate, deadline).await?;
+        ask(link, "validate", &validate, deadline).await?;
     }
     if until != Until::Valid {
-        ask(&mut link, "start", &ToChild::Start { config, place }, deadline).await?;
+        ask(link, "start", &ToChild::Start { config, place }, deadline).await?;
     }
-    Ok(link)
+    Ok(())
 }
 
 /// What an answer means at a stage.

@@ -46,6 +46,10 @@ pub(super) struct Link {
 enum Far {
     Process(Process),
     Thread(Thread),
+    /// An application; its end is its connection's.
+    Application {
+        pid: u32,
+    },
 }
 
 impl Far {
@@ -57,6 +61,7 @@ impl Far {
                 thread.ended().await;
                 Ending::Thread
             }
+            Self::Application { .. } => std::future::pending().await,
         }
     }
 
@@ -68,6 +73,7 @@ impl Far {
                 thread.close();
                 Ending::Thread
             }
+            Self::Application { .. } => Ending::Gone,
         }
     }
 }
@@ -91,6 +97,11 @@ impl Link {
         Ok(Self::new(Far::Thread(thread), socket))
     }
 
+    /// An application that came by itself, with the first that it is told.
+    pub(super) fn application(pid: u32, socket: UnixStream, greeting: Vec<u8>) -> Self {
+        Self { out: greeting, ..Self::new(Far::Application { pid }, socket) }
+    }
+
     fn new(far: Far, socket: UnixStream) -> Self {
         let (out, received) = (Vec::new(), BytesMut::new());
         Self { far, socket, out, written: 0, received, closed: false }
@@ -101,6 +112,7 @@ impl Link {
         match &self.far {
             Far::Process(process) => process.pid(),
             Far::Thread(_) => std::process::id(),
+            Far::Application { pid } => *pid,
         }
     }
 
@@ -108,7 +120,7 @@ impl Link {
     pub(super) fn usage(&self) -> Option<Usage> {
         match &self.far {
             Far::Process(process) => process.usage(),
-            Far::Thread(_) => None,
+            Far::Thread(_) | Far::Application { .. } => None,
         }
     }
 
@@ -128,10 +140,15 @@ impl Link {
             Far::Process(process) => process.kill(),
             Far::Thread(thread) => {
                 thread.close();
-                // One that is closed already ends as well.
-                let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+                self.hang_up();
             }
+            Far::Application { .. } => self.hang_up(),
         }
+    }
+
+    fn hang_up(&self) {
+        // One that is closed already ends as well.
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
 
     /// An answer that is already here.
@@ -154,6 +171,9 @@ impl Link {
         loop {
             if let Some(answer) = self.ready() {
                 return Next::Answer(answer);
+            }
+            if self.closed && matches!(self.far, Far::Application { .. }) {
+                return Next::Ended(self.far.end());
             }
             if self.closed {
                 let dying = tokio::time::timeout(DYING, self.far.ended()).await;

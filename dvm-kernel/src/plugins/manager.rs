@@ -10,12 +10,13 @@ use super::link::Link;
 use super::prepare::Successor;
 use super::roster::Roster;
 use super::{Execution, Figures, FromPlugins, Peers, ReplyError, ToPlugins, payload, prepare};
+use crate::peer::give_way;
 use bytes::Bytes;
 use dvm_core::Delivery;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
 use dvm_core::state::{
-    Applied, Change, Content, Ended, Entry, Event, EventKind, InstanceState, Library, PluginSpec, State,
-    Submission, Transaction, TransactionKind,
+    Applied, Change, Content, Ended, Entry, Event, EventKind, InstanceState, Library, Placement, PluginSpec,
+    State, Submission, Transaction, TransactionKind,
 };
 use dvm_core::wire::{ExecResult, Verdict};
 use dvm_plugin_api::Meta;
@@ -80,7 +81,9 @@ impl<P> Shared<P> {
 pub(crate) fn start<P: Peers>(peers: Arc<P>, options: Options) -> mpsc::Sender<ToPlugins> {
     let (to, inbox) = mpsc::channel(INBOX);
     let run = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        // Its other threads write the copies of libraries.
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(give_way).build();
         runtime.expect("a runtime needs a few descriptors, and the kernel has them").block_on(async {
             let (outbox, mut told) = mpsc::unbounded_channel();
             let reports = options.reports.clone();
@@ -246,6 +249,10 @@ impl<P: Peers> Manager<P> {
                     None => drop(answer.send(None)),
                 }
             }
+            ToPlugins::Attach { plugin, attach } => match self.running(&plugin) {
+                Ok(loaded) => loaded.tell(Message::Attach(attach)).await,
+                Err(error) => attach.refuse(error.to_string()),
+            },
             ToPlugins::Kill { plugin, answer } => match self.running(&plugin) {
                 Ok(loaded) => loaded.tell(Message::Kill(answer)).await,
                 Err(_) => drop(answer.send(false)),
@@ -673,6 +680,11 @@ impl<P: Peers> Manager<P> {
     ) {
         let result = ended.results.get(&self.roster.me());
         let ok = result.is_some_and(|result| result.verdict == Verdict::Ok);
+        if spec.placement == Placement::Application && placed && ok {
+            let config = payload::config(spec.library.payload, &spec.config).unwrap_or_default();
+            let base = Base { index: since.0 - 1, config, state: Start::Fresh };
+            return self.begin(spec, since, base, Phase::Launching { tells: Tells::Started });
+        }
         let (Some(link), true) = (link, ok) else {
             self.plugins.insert(spec.name.clone(), Loaded { spec, since, instance: None, placed, fence: 0 });
             return;

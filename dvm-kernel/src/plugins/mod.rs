@@ -14,12 +14,14 @@
 //! link       a child and what is said with it
 //! process    the child as a process: its group, its end, its output
 //! thread     the child as a thread of this kernel
+//! application an instance in an application's process, from its connection on
 //! inside     the images and threads of this kernel's own process
 //! channel    the frames between the two
 //! child      the far end: `dvm-kernel plugin-host`, or the thread
 //! context    what a plug-in's calls to its host lead to
 //! ```
 
+mod application;
 mod channel;
 pub(crate) mod child;
 mod context;
@@ -36,8 +38,9 @@ mod replies;
 mod roster;
 mod thread;
 
+pub(crate) use application::Attach;
 pub(crate) use inside::{Image, Quarantined};
-pub(crate) use launch::NO_LIMITS;
+pub(crate) use launch::{ITS_OWN, NO_LIMITS};
 pub(crate) use manager::{Options, start};
 pub(crate) use payload::from_json;
 
@@ -126,6 +129,13 @@ pub(crate) enum ToPlugins {
         transaction: TransactionId,
         /// Whether it succeeded, or why not.
         answer: oneshot::Sender<Option<Execution>>,
+    },
+    /// An application runs this member's instance from here on, if it may.
+    Attach {
+        /// The plug-in.
+        plugin: Name,
+        /// Its connection; it is answered by that.
+        attach: Attach,
     },
     /// Kills this kernel's instance of a plug-in (chaos).
     Kill {

@@ -9,7 +9,7 @@ use super::manager::Shared;
 use super::payload;
 use bytes::Bytes;
 use dvm_core::ids::{MemberId, TransactionId};
-use dvm_core::state::{Payload, PluginSpec};
+use dvm_core::state::{Payload, Placement, PluginSpec};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -22,7 +22,12 @@ pub(super) async fn load<P: Peers>(
     deadline: Instant,
 ) -> Result<Option<Link>, Trouble> {
     let until = if placed { Until::Restored } else { Until::Valid };
-    let link = launch(shared, spec, &fresh(spec)?, place, until, deadline).await?;
+    let base = fresh(spec)?;
+    if spec.placement == Placement::Application {
+        // Whoever brings its code is asked when it comes.
+        return Ok(None);
+    }
+    let link = launch(shared, spec, &base, place, until, deadline).await?;
     Ok(placed.then_some(link))
 }
 

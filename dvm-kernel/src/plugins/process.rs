@@ -34,6 +34,8 @@ pub(super) enum Ending {
     Signal(i32),
     /// It was a thread, and has no more to say.
     Thread,
+    /// It was an application, which ended its connection or itself.
+    Gone,
 }
 
 impl Process {
@@ -157,7 +159,7 @@ impl Ending {
     /// The signal's name, where one ended it.
     pub(super) fn signal(self) -> Option<String> {
         match self {
-            Self::Exit(_) | Self::Thread => None,
+            Self::Exit(_) | Self::Thread | Self::Gone => None,
             Self::Signal(number) => Some(signal_name(number)),
         }
     }
@@ -168,6 +170,7 @@ impl Ending {
             Self::Exit(code) => format!("its process exited with code {code}"),
             Self::Signal(number) => format!("its process was ended by {}", signal_name(number)),
             Self::Thread => "its thread was ended".into(),
+            Self::Gone => "its application is gone".into(),
         }
     }
 }

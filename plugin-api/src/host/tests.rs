@@ -1,8 +1,10 @@
+use super::load::check_layouts;
 use super::*;
 use crate::abi::HostCalls;
 use crate::{Event, Place};
+use abi_stable::StableAbi;
 use serde_json::{Map, Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn counter() -> PathBuf {
     let tests = std::env::current_exe().expect("a test runs from a file");
@@ -106,6 +108,7 @@ macro_rules! other_version {
         #[allow(dead_code, reason = "only its layout is looked at")]
         mod $name {
             use super::super::*;
+            use abi_stable::StableAbi;
 
             #[repr(C)]
             #[derive(StableAbi)]

@@ -16,6 +16,7 @@ mod promote;
 mod settings;
 mod show;
 mod state;
+mod trial;
 mod up;
 mod wait;
 

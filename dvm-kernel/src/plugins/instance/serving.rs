@@ -156,7 +156,8 @@ impl<P: Peers> Instance<P> {
                     _ => Ok(()),
                 }
             }
-            message = self.inbox.recv() => {
+            // Whoever told it to stop has gone, and `stop` is given its time all the same.
+            message = self.inbox.recv(), if serving.stop_by.is_none() => {
                 let mut message = Some(message.ok_or(End::Stopped)?);
                 for _ in 0..INBOX {
                     let Some(one) = message else { break };
@@ -314,6 +315,10 @@ impl<P: Peers> Instance<P> {
                 behind(Op::Rebase { position, again: true });
             }
             Message::Validate { config, answer } => behind(Op::Validate { config, answer }),
+            Message::Attach(attach) => attach.refuse(match self.spec.placement {
+                Placement::Application => "another application runs this member's instance".into(),
+                _ => format!("{} is not loaded with --placement application", self.spec.name),
+            }),
             Message::Kill(done) => {
                 serving.link.kill();
                 let _ = done.send(true);
