@@ -187,19 +187,18 @@ impl Client {
     ) -> Result<Answer, Failure> {
         let stamps = kind(&request) == Kind::Change && stamp.is_none();
         let answer = self.ask(&request, stamp, timeout);
-        if stamps
-            && !self.named
-            && let Err(failure) = &answer
-            && let Ok(session) = random_session()
-        {
-            // A change that was refused before it was ordered has used up a number that the DVM has never seen, and
-            // all later ones of the session would be refused.
-            (self.session, self.seq) = (session, 0);
-            if failure.code == FailureCode::SessionLost {
-                // The branch that knew the session was lost, and with it whatever this change did there. Here it did
-                // nothing, and under its old number never will.
-                return self.ask(&request, None, timeout);
-            }
+        let Err(failure) = &answer else { return answer };
+        if !stamps || self.named {
+            return answer;
+        }
+        // A change that was refused before it was ordered has used up a number that the DVM has never seen, and all
+        // later ones of the session would be refused.
+        let Ok(session) = random_session() else { return answer };
+        (self.session, self.seq) = (session, 0);
+        if failure.code == FailureCode::SessionLost {
+            // The branch that knew the session was lost, and with it whatever this change did there. Here it did
+            // nothing, and under its old number never will.
+            return self.ask(&request, None, timeout);
         }
         answer
     }
