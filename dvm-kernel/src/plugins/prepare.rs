@@ -88,7 +88,7 @@ impl Successor {
 
 impl Upgrade {
     /// Tries it: it must start with the present configuration, take over the state that the instance here has now, and
-    /// tell it again. All that can fail of it fails here, where it is one member's word, and the present version runs
+    /// tell it again. What fails of that fails here, where it is one member's word, and the present version runs
     /// on everywhere. What is left is a child that is begun, to go on with once the upgrade is decided.
     pub(super) async fn try_out<P: Peers>(
         self,

@@ -46,7 +46,8 @@ impl Thread {
             hosted.end();
             drop(ended);
         };
-        let thread = std::thread::Builder::new().name(plugin.clone()).stack_size(STACK).spawn(run)?;
+        let thread =
+            std::thread::Builder::new().name(format!("plugin-{plugin}")).stack_size(STACK).spawn(run)?;
         let (inside, thread) = (inside.clone(), Some(thread));
         Ok((Self { inside, plugin, context, alive, thread }, socket))
     }
