@@ -39,6 +39,6 @@ impl Chance {
 
     /// True in one of so many cases.
     pub fn once_in(&mut self, cases: u32) -> bool {
-        self.number().is_multiple_of(u64::from(cases.max(1)))
+        self.number() % u64::from(cases.max(1)) == 0
     }
 }
