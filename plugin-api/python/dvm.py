@@ -25,7 +25,7 @@ import threading
 
 __all__ = ["open", "Dvm", "Events", "Event", "Error", "version"]
 
-version = "1.0.0"
+version = "1.1.0"
 
 # Returned by dvm_next_event when the DVM was halted.
 _ENDED = -9

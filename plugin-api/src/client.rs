@@ -328,7 +328,11 @@ fn kind(request: &Request) -> Kind {
         | Request::Remove { .. }
         | Request::Halt
         | Request::Promote => Kind::Change,
-        Request::Chaos(_) | Request::Bench { .. } | Request::Watch { .. } | Request::Watched => Kind::Local,
+        Request::Service { .. }
+        | Request::Chaos(_)
+        | Request::Bench { .. }
+        | Request::Watch { .. }
+        | Request::Watched => Kind::Local,
     }
 }
 

@@ -158,6 +158,7 @@ impl Server {
             Request::Verify => self.verify(ask).await,
             Request::Call { plugin, command, query: false, .. } => self.call(ask, plugin, command).await,
             Request::Call { plugin, command, fresh, .. } => self.query(ask, plugin, command, fresh).await,
+            Request::Service { desk, ask: asked } => self.service(ask, desk, asked).await,
             Request::PutBlob { hash, size, offset, data } => self.put_blob(&hash, size, offset, &data),
             Request::Transact { kind, require, dry_run } => self.transact(ask, kind, require, dry_run).await,
             Request::Ticket => self.ticket(),
@@ -204,7 +205,12 @@ impl Server {
         Ok(Answer::Status(Box::new(documents::status(&seen, &beside))))
     }
 
-    async fn state_get(self: &Rc<Self>, key: String, fresh: bool, ask: &Ask) -> Result<Answer, Failure> {
+    pub(super) async fn state_get(
+        self: &Rc<Self>,
+        key: String,
+        fresh: bool,
+        ask: &Ask,
+    ) -> Result<Answer, Failure> {
         if fresh {
             let unstamped = Ask { stamp: None, ..*ask };
             self.change(&unstamped, Change::Noop).await?;

@@ -4,10 +4,12 @@
 //! leaves no core, holds none of its parent's descriptors, and ends when the socket does.
 
 use super::channel::{self, FromChild, ToChild};
+use crate::services::asker::{Asker, during};
 use bytes::BytesMut;
 use dvm_plugin_api::Role;
-use dvm_plugin_api::abi::{HostCalls, HostCallsRef, Slice};
+use dvm_plugin_api::abi::{HostCalls, HostCallsRef, Out, Slice, status};
 use dvm_plugin_api::host::{CallError, Instance, Module};
+use dvm_plugin_api::service::Moment;
 use rustix::fs::{MemfdFlags, SealFlags, StatVfsMountFlags};
 use rustix::process::{Resource, Rlimit, Signal};
 use std::fs::{self, File};
@@ -40,19 +42,25 @@ pub(crate) fn main() -> ExitCode {
 /// Makes the process what it should be, and takes the socket out of the plug-in's way.
 fn settle() -> io::Result<UnixStream> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    close_inherited()?;
+    take_socket()
+}
+
+/// The socket on standard input, in whose place is nothing from here on. The far end is this process's parent.
+pub(crate) fn take_socket() -> io::Result<UnixStream> {
     let stdin = rustix::stdio::stdin();
     let peer = rustix::net::sockopt::socket_peercred(stdin)?;
     if rustix::process::getppid() != Some(peer.pid) {
         return Err(io::Error::other("the kernel is gone"));
     }
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    close_inherited()?;
     let socket = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     Ok(socket.into())
 }
 
-fn close_inherited() -> io::Result<()> {
+/// Closes what was open in its parent.
+pub(crate) fn close_inherited() -> io::Result<()> {
     let open = fs::read_dir("/proc/self/fd")?;
     let open: Vec<i32> = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     for descriptor in open.into_iter().filter(|descriptor| *descriptor > 2) {
@@ -106,33 +114,52 @@ struct Hosted {
 impl Hosted {
     fn handle(&mut self, message: ToChild) -> FromChild {
         match message {
-            ToChild::Open { library } => match load(&library) {
+            ToChild::Open { library, access } => match load(&library) {
                 Ok(module) => {
+                    // A child holds one library.
+                    let _ = ASKER.set(Asker::new(access));
                     self.module = Some(module);
                     done(Vec::new())
                 }
                 Err((code, reason)) => FromChild::NotLoaded { code: code.into(), reason },
             },
             ToChild::Validate { config, place } => match &self.module {
-                Some(module) => answer(module.validate(&config, &place, calls()).map(|()| Vec::new())),
+                Some(module) => {
+                    let validate = || module.validate(&config, &place, calls());
+                    answer(during(Moment::Validate, validate).map(|()| Vec::new()))
+                }
                 None => missing("library"),
             },
             ToChild::Start { config, place } => match &self.module {
-                Some(module) => answer(module.start(&config, &place, calls()).map(|instance| {
-                    self.instance = Some(instance);
-                    Vec::new()
-                })),
+                Some(module) => {
+                    let started = during(Moment::Start, || module.start(&config, &place, calls()));
+                    answer(started.map(|instance| {
+                        self.instance = Some(instance);
+                        Vec::new()
+                    }))
+                }
                 None => missing("library"),
             },
             ToChild::Stop => match self.instance.take() {
-                Some(instance) => answer(instance.stop().map(|()| Vec::new())),
+                Some(instance) => answer(during(Moment::Callback, || instance.stop()).map(|()| Vec::new())),
                 None => done(Vec::new()),
             },
             other => match &mut self.instance {
-                Some(instance) => answer(call(instance, other)),
+                Some(instance) => answer(during(moment(&other), || call(instance, other))),
                 None => missing("instance"),
             },
         }
+    }
+}
+
+/// Whether a callback must come to the same at every instance.
+fn moment(message: &ToChild) -> Moment {
+    match message {
+        ToChild::Apply { .. } => Moment::Fixed("apply"),
+        ToChild::Query(_) => Moment::Fixed("query"),
+        ToChild::Snapshot => Moment::Fixed("snapshot"),
+        ToChild::Restore(_) => Moment::Fixed("restore"),
+        _ => Moment::Callback,
     }
 }
 
@@ -243,5 +270,20 @@ fn calls() -> HostCallsRef {
         // A log that cannot be written has nowhere to complain.
         let _ = io::stderr().write_all(lines.as_bytes());
     }
-    *CALLS.get_or_init(|| HostCalls { ctx: std::ptr::null(), log, token: acting::token }.leak())
+    extern "C" fn ask(_: *const (), request: Slice<'_>, out: Out) -> u32 {
+        let told = match ASKER.get() {
+            Some(asker) => asker.ask(request.as_slice()),
+            None => Err("nothing can be asked while the library is loaded".into()),
+        };
+        let (status, bytes) = match told {
+            Ok(answer) => (status::OK, answer),
+            Err(text) => (status::ERROR, text.into_bytes()),
+        };
+        (out.write)(out.ctx, Slice::from_slice(&bytes));
+        status
+    }
+    *CALLS.get_or_init(|| HostCalls { ctx: std::ptr::null(), log, token: acting::token, ask }.leak())
 }
+
+/// What the instance of this process asks with.
+static ASKER: OnceLock<Asker> = OnceLock::new();

@@ -6,6 +6,7 @@ use super::history::{Base, Start};
 use super::link::Link;
 use super::manager::Shared;
 use super::process::Ending;
+use crate::services::asker::Access;
 use bytes::Bytes;
 use dvm_core::state::{Mode, Placement, PluginSpec};
 use dvm_core::wire::{ExecResult, Verdict};
@@ -96,13 +97,20 @@ pub(super) async fn launch<P: Peers>(
     });
     let copy = timeout_at(deadline, copy).await.map_err(late("check"))?;
     let _copy = copy.map_err(|error| Trouble::new("check", "crash", error.to_string()))??;
-    let mut link = Link::start(&shared.options.kernel, &spec.name, &shared.options.name)
+    let notices = shared.options.desks.open(&spec.name);
+    let access = Access {
+        socket: shared.options.socket.clone(),
+        desk: notices.id(),
+        plugin: spec.name.clone(),
+        deadline_ms: spec.deadline_ms,
+    };
+    let mut link = Link::start(&shared.options.kernel, &spec.name, &shared.options.name, notices)
         .map_err(|error| Trouble::new("start", io_code(&error), format!("no process for it: {error}")))?;
     let mut ask = async |stage, message| {
         let answer = timeout_at(deadline, link.ask(&message)).await;
         settle(stage, answer.map_err(late(stage))?)
     };
-    ask("check", ToChild::Open { library: path }).await?;
+    ask("check", ToChild::Open { library: path, access }).await?;
     let (config, place) = (base.config.clone(), place.clone());
     if base.state == Start::Fresh {
         ask("validate", ToChild::Validate { config: config.clone(), place: place.clone() }).await?;

@@ -2,6 +2,7 @@
 
 use super::channel::{self, FromChild, ToChild};
 use super::process::{Ending, Process, Usage};
+use crate::services::desk::Notices;
 use bytes::BytesMut;
 use std::io;
 use std::path::Path;
@@ -34,17 +35,25 @@ pub(super) struct Link {
     received: BytesMut,
     /// Nothing more will come from the socket.
     closed: bool,
+    /// The instance's end of its desk, until it serves.
+    notices: Option<Notices>,
 }
 
 impl Link {
-    /// Starts a child that holds nothing yet.
+    /// Starts a child that holds nothing yet, for an instance with this desk.
     ///
     /// # Errors
     /// As [`Process::start`].
-    pub(super) fn start(kernel: &Path, plugin: &str, member: &str) -> io::Result<Self> {
+    pub(super) fn start(kernel: &Path, plugin: &str, member: &str, notices: Notices) -> io::Result<Self> {
         let (process, socket) = Process::start(kernel, plugin, member)?;
         let (out, received) = (Vec::new(), BytesMut::new());
-        Ok(Self { process, socket, out, written: 0, received, closed: false })
+        let notices = Some(notices);
+        Ok(Self { process, socket, out, written: 0, received, closed: false, notices })
+    }
+
+    /// The desk, for whoever tells the instance what waits there.
+    pub(super) fn take_notices(&mut self) -> Option<Notices> {
+        self.notices.take()
     }
 
     pub(super) fn pid(&self) -> u32 {

@@ -17,7 +17,7 @@
 //! child      the far end: `dvm-kernel plugin-host`
 //! ```
 
-mod channel;
+pub(crate) mod channel;
 pub(crate) mod child;
 mod history;
 mod instance;
@@ -31,7 +31,8 @@ mod replies;
 mod roster;
 
 pub(crate) use manager::{Options, start};
-pub(crate) use payload::from_json;
+pub(crate) use payload::{from_json, to_json};
+pub(crate) use process::signal_name;
 
 use dvm_core::Delivery;
 use dvm_core::ids::{Fence, HistoryIndex, MemberId, Name, TransactionId};

@@ -1,6 +1,7 @@
 use super::*;
 use crate::abi::HostCalls;
 use crate::{Event, Place};
+use abi_stable::std_types::RSlice;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
@@ -18,8 +19,12 @@ extern "C" fn none(_: *const ()) -> u64 {
     0
 }
 
+extern "C" fn nothing(_: *const (), _: RSlice<'_, u8>, _: Out) -> u32 {
+    status::ERROR
+}
+
 fn calls() -> HostCallsRef {
-    HostCalls { ctx: std::ptr::null(), log: silent, token: none }.leak()
+    HostCalls { ctx: std::ptr::null(), log: silent, token: none, ask: nothing }.leak()
 }
 
 fn pack(value: &Value) -> Vec<u8> {
@@ -102,10 +107,11 @@ fn a_library_that_is_not_there_and_one_of_another_kind_are_told_apart() {
 
 /// The tables of another version: a function's argument, functions that only it has, those of the host that only it has.
 macro_rules! other_version {
-    ($name:ident, apply($handle:ty), token($token:ty) $(, plug-in has $more:ident)? $(, host has $host:ident)?) => {
+    ($name:ident, apply($handle:ty), token($token:ty), host($($host:ident: $type:ty),*) $(, plug-in has $more:ident)?) => {
         #[allow(dead_code, reason = "only its layout is looked at")]
         mod $name {
             use super::super::*;
+            use abi_stable::std_types::RSlice;
 
             #[repr(C)]
             #[derive(StableAbi)]
@@ -116,7 +122,7 @@ macro_rules! other_version {
                 pub(super) log: extern "C" fn(ctx: *const (), level: u8, text: RSlice<'_, u8>),
                 #[sabi(last_prefix_field)]
                 pub(super) token: extern "C" fn(ctx: *const ()) -> $token,
-                $(pub(super) $host: extern "C" fn(ctx: *const ()),)?
+                $(pub(super) $host: $type,)*
             }
 
             #[repr(C)]
@@ -154,11 +160,15 @@ macro_rules! other_version {
     };
 }
 
-other_version!(newer, apply(Handle), token(u64), plug-in has health);
-other_version!(offers_more, apply(Handle), token(u64), host has clock);
-other_version!(newest, apply(Handle), token(u64), plug-in has health, host has clock);
-other_version!(changed, apply(u64), token(u64));
-other_version!(other_host, apply(Handle), token(u32));
+type Asks = extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32;
+type Tells = extern "C" fn(ctx: *const ());
+
+other_version!(first, apply(Handle), token(u64), host());
+other_version!(newer, apply(Handle), token(u64), host(ask: Asks), plug-in has health);
+other_version!(offers_more, apply(Handle), token(u64), host(ask: Asks, clock: Tells));
+other_version!(newest, apply(Handle), token(u64), host(ask: Asks, clock: Tells), plug-in has health);
+other_version!(changed, apply(u64), token(u64), host(ask: Asks));
+other_version!(other_host, apply(Handle), token(u32), host(ask: Asks));
 
 #[test]
 fn modules_that_have_grown_fit_both_ways_and_changed_ones_do_not() {
@@ -168,6 +178,7 @@ fn modules_that_have_grown_fit_both_ways_and_changed_ones_do_not() {
         ("the plug-in's table", newer::PluginModuleRef::LAYOUT),
         ("the host's", offers_more::PluginModuleRef::LAYOUT),
         ("both", newest::PluginModuleRef::LAYOUT),
+        ("neither: it is of version 1.0", first::PluginModuleRef::LAYOUT),
     ] {
         assert_eq!(check_layouts(ours, layout), Ok(()), "a new plug-in on this host: {grown}");
         assert_eq!(check_layouts(layout, ours), Ok(()), "this plug-in on a new host: {grown}");
