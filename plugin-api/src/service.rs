@@ -5,6 +5,64 @@
 //! function: an older host says that it does not know it. What comes by itself (a message, a timer, a watched key, a
 //! process's output and end) comes as an [`Event`](crate::Event), by the instance's own thread, like any other.
 //!
+//! ```
+//! use dvm_plugin_api::{Error, Event, Host, Meta, Plugin, Result, export_plugin};
+//! use serde_json::{Value, json};
+//! use std::time::Duration;
+//!
+//! /// Greets the other members, and keeps in a key who has greeted this one.
+//! pub struct Greeter {
+//!     host: Host,
+//! }
+//!
+//! impl Greeter {
+//!     fn greet(&self) -> Result<()> {
+//!         for peer in self.host.peers() {
+//!             self.host.send(&peer, &json!({"hello": self.host.rank()}))?;
+//!         }
+//!         Ok(())
+//!     }
+//!
+//!     fn note(&self, from: &str) -> Result<()> {
+//!         let key = format!("greeter/{}", self.host.member());
+//!         let mut names: Vec<String> = self.host.get(&key)?.map_or_else(Vec::new, |(names, _)| names);
+//!         if !names.iter().any(|name| name == from) {
+//!             names.push(from.into());
+//!             self.host.put(&key, &names)?;
+//!         }
+//!         Ok(())
+//!     }
+//! }
+//!
+//! impl Plugin for Greeter {
+//!     type Config = Value;
+//!     type Command = Value;
+//!     type Reply = Value;
+//!
+//!     fn start(_: Value, host: Host) -> Result<Self> {
+//!         host.timer("greet", Duration::ZERO, Some(Duration::from_secs(1)))?;
+//!         Ok(Self { host })
+//!     }
+//!
+//!     fn apply(&mut self, _: Value, _: &Meta) -> Result<Value> {
+//!         Err(Error::new("there are no commands"))
+//!     }
+//!
+//!     fn on_event(&mut self, event: &Event) {
+//!         let done = match (event.kind.as_str(), event.fields.get("from").and_then(Value::as_str)) {
+//!             ("timer", _) => self.greet(),
+//!             ("message", Some(from)) => self.note(from),
+//!             _ => Ok(()),
+//!         };
+//!         if let Err(error) = done {
+//!             self.host.log(error);
+//!         }
+//!     }
+//! }
+//!
+//! export_plugin!(Greeter, stateless);
+//! ```
+//!
 //! Hosts of all kinds keep the same rules: the limits here, and [`refusal`].
 
 use serde::{Deserialize, Serialize};

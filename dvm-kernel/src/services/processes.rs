@@ -55,6 +55,9 @@ struct Run {
     terminate: Notify,
     /// Everything of it is to end at once.
     over: Notify,
+    /// This kernel ends it on its own account: its end says nothing of it, and nobody is told. They hear that the member
+    /// is gone, or the plug-in.
+    abandoned: Cell<bool>,
     /// One more with each change.
     version: watch::Sender<u64>,
 }
@@ -180,6 +183,7 @@ impl Processes {
         self.runs.borrow_mut().retain(|(plugin, _), run| {
             let stays = stay(plugin);
             if !stays {
+                run.abandoned.set(true);
                 run.kill();
                 ending.push(run.clone());
             }
@@ -207,6 +211,7 @@ impl Default for Run {
             ended: Cell::default(),
             terminate: Notify::new(),
             over: Notify::new(),
+            abandoned: Cell::default(),
             version: watch::Sender::new(0),
         }
     }
@@ -349,7 +354,7 @@ impl Follow {
                 return Some(News::Output { stream, at, to, text });
             }
         }
-        over.map(News::Ended)
+        over.filter(|_| !self.run.abandoned.get()).map(News::Ended)
     }
 }
 
