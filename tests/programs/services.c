@@ -11,7 +11,7 @@ typedef struct services {
 
 /* Puts what was answered into a key; a text of an error as a string. */
 static void put(services_t *s, const char *name, int done, dvm_text_t *answer) {
-    dvm_text_t value = {0}, key = {0};
+    dvm_text_t value = DVM_TEXT, key = DVM_TEXT;
     dvm_out_t to = dvm_text_out(&value), name_to = dvm_text_out(&key);
     dvm_write(&name_to, "c/", 2);
     dvm_write(&name_to, name, strlen(name));
@@ -19,7 +19,7 @@ static void put(services_t *s, const char *name, int done, dvm_text_t *answer) {
         dvm_write(&to, answer->at, answer->size);
     else
         dvm_json_text_(&to, answer->at);
-    dvm_text_t told = {0};
+    dvm_text_t told = DVM_TEXT;
     if (dvm_host_put(s->host, key.at, value.at, -1, &told) != DVM_DONE)
         dvm_log(s->host, DVM_LOG_ERROR, "%s: %s", name, told.at);
     dvm_text_free(&told);
@@ -30,7 +30,7 @@ static void put(services_t *s, const char *name, int done, dvm_text_t *answer) {
 static int start(const char *config, size_t size, const dvm_place_t *place, const dvm_host_t *host, void **instance,
                  const dvm_out_t *out) {
     services_t *s = calloc(1, sizeof *s);
-    dvm_text_t answer = {0};
+    dvm_text_t answer = DVM_TEXT;
     (void)config, (void)size;
     if (s == NULL)
         return dvm_fail(out, "out of memory");
@@ -56,7 +56,7 @@ static int apply(void *instance, const char *command, size_t size, const dvm_met
 
 static void ask_all(services_t *s) {
     static const char *const program[] = {"sh", "-c", "echo in C; exit 5", NULL};
-    dvm_text_t answer = {0};
+    dvm_text_t answer = DVM_TEXT;
     dvm_text_t early = {s->early, strlen(s->early), sizeof s->early, 0};
     put(s, "early", DVM_ERROR, &early);
     put(s, "undone", dvm_host_undone(s->host, &answer), &answer);
@@ -79,7 +79,7 @@ static void on_event(void *instance, const dvm_told_t *event) {
     services_t *s = instance;
     dvm_field_t field;
     char name[32] = "";
-    dvm_text_t told = {0};
+    dvm_text_t told = DVM_TEXT;
     dvm_out_t to = dvm_text_out(&told);
     dvm_get_string(event->json, event->json_size, "name", name, sizeof name);
     if (strcmp(event->kind, "timer") == 0 && strcmp(name, "begin") == 0 && s->primary && !s->begun) {

@@ -130,6 +130,19 @@ fn messages_broadcasts_and_calls_come_to_those_they_are_for() {
     cluster.verify();
 }
 
+/// A callback that waits for a slow plug-in has its error before its own deadline is over, and lives on.
+#[test]
+fn a_callback_hears_that_there_is_no_answer_before_it_is_too_late() {
+    let cluster = Cluster::up(1, &[]);
+    load(&cluster, &["--deadline", "1s"]);
+    let _ = cluster.ok(&["plugin", "load", "counter", "-c", "slow_ms=2500"]);
+    ask(&cluster, "k0", &json!({"call": {"plugin": "counter", "command": {"add": 3}}}));
+    error(&cluster, "k0", "it may still be");
+    ask(&cluster, "k0", &json!({"get": {"key": "none"}}));
+    answer(&cluster, "k0", &Value::Null);
+    assert_eq!(cluster.ok(&["plugin", "show", "services"])["failures"], 0);
+}
+
 #[test]
 fn a_member_without_an_instance_is_said_to_have_none() {
     let cluster = Cluster::up(2, &[]);

@@ -239,11 +239,20 @@ impl Server {
         order: Order,
         progress: Progress,
     ) -> Result<crate::services::processes::Follow, String> {
+        self.is_loaded(plugin).await?;
+        let follow = self.processes.follow(plugin, key, order, progress)?;
+        // What is unloaded from here on ends what it has started; what was unloaded meanwhile has ended it before.
+        if let Err(why) = self.is_loaded(plugin).await {
+            self.processes.end_all_but(|of| of != plugin).await;
+            return Err(why);
+        }
+        Ok(follow)
+    }
+
+    async fn is_loaded(&self, plugin: &Name) -> Result<(), String> {
         let wanted = plugin.clone();
-        // Nothing is started for a plug-in that was unloaded meanwhile: nobody would end it.
-        let loaded = self.in_state(move |state| state.plugins.get(&wanted).is_some()).await;
-        match loaded {
-            Ok(true) => self.processes.follow(plugin, key, order, progress),
+        match self.in_state(move |state| state.plugins.get(&wanted).is_some()).await {
+            Ok(true) => Ok(()),
             Ok(false) => Err(format!("no plug-in `{plugin}` is loaded here")),
             Err(failure) => Err(failure.message),
         }

@@ -95,7 +95,7 @@ impl Asker {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut client = match idle {
             Some(client) => client,
-            None => self.connect()?,
+            None => self.connect(limit)?,
         };
         let request = Request::Service { desk: self.access.desk, ask };
         let answer = client.request(request, None, Some(limit));
@@ -107,10 +107,11 @@ impl Asker {
         }
     }
 
-    fn connect(&self) -> Result<Client, String> {
+    fn connect(&self, limit: Duration) -> Result<Client, String> {
         let (place, member) = DvmPlace::at(&self.access.socket).map_err(|error| error.to_string())?;
         let mut target = Target::new(place, format!("plug-in {}", self.access.plugin));
         target = target.only(member.unwrap_or_default());
+        target.reach = target.reach.min(limit);
         Client::connect(target).map_err(|failure| words(&failure))
     }
 }

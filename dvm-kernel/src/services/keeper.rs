@@ -111,14 +111,15 @@ fn keep(mut socket: UnixStream) -> io::Result<()> {
                 kill_at.get_or_insert(Instant::now() + GRACE);
             }
         }
-        if is_over(&socket, &ended, kill_at)? {
+        let happened = wait(&socket, &ended, kill_at)?;
+        if happened.ended {
             break;
         }
         if kill_at.is_some_and(|at| Instant::now() >= at) {
             guard.signal(Signal::KILL);
             kill_at = None;
         }
-        if is_readable(&socket)? && !fill(&mut socket, &mut received)? {
+        if happened.told && !fill(&mut socket, &mut received)? {
             drop(guard);
             child.wait()?;
             return Ok(());
@@ -146,21 +147,28 @@ impl Drop for Group {
     }
 }
 
-/// Waits for something to happen; whether the process has ended.
-fn is_over(socket: &UnixStream, ended: &OwnedFd, until: Option<Instant>) -> io::Result<bool> {
+/// What a keeper waits for.
+#[derive(Clone, Copy, Default)]
+struct Happened {
+    /// The process has ended.
+    ended: bool,
+    /// The kernel has said something, or is gone.
+    told: bool,
+}
+
+fn wait(socket: &UnixStream, ended: &OwnedFd, until: Option<Instant>) -> io::Result<Happened> {
     let mut watched = [PollFd::new(socket, PollFlags::IN), PollFd::new(ended, PollFlags::IN)];
     let left = until.map(|until| until.saturating_duration_since(Instant::now()));
     let left =
         left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
     match poll(&mut watched, left.as_ref()) {
-        Ok(_) | Err(Errno::INTR) => Ok(!watched[1].revents().is_empty()),
+        Ok(_) => {
+            let [told, ended] = watched.map(|one| !one.revents().is_empty());
+            Ok(Happened { ended, told })
+        }
+        Err(Errno::INTR) => Ok(Happened::default()),
         Err(error) => Err(error.into()),
     }
-}
-
-fn is_readable(socket: &UnixStream) -> io::Result<bool> {
-    let mut watched = [PollFd::new(socket, PollFlags::IN)];
-    Ok(poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0)
 }
 
 /// Reads once; false at the end.

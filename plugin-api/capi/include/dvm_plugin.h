@@ -571,12 +571,14 @@ static inline void dvm_put_string(dvm_object_t *object, const char *key, const c
  * When each may be asked, by which thread, and what may go wrong is in docs/host-services.md. They return DVM_DONE, or DVM_ERROR.
  * The texts that they need they allocate and free before they return; a dvm_text_t is yours to free. */
 
-/* A text that grows: begin with {0}, end with dvm_text_free. `at` ends with a zero byte that `size` does not count; NULL: empty. */
+/* A text that grows: begin with DVM_TEXT, end with dvm_text_free. `at` ends with a zero byte that `size` does not count; NULL: empty. */
 typedef struct dvm_text {
     char *at;
     size_t size, capacity;
     int full; /* there was no memory for all of it */
 } dvm_text_t;
+
+#define DVM_TEXT {NULL, 0, 0, 0}
 
 static inline void dvm_text_free(dvm_text_t *text) {
     free(text->at);
@@ -610,7 +612,7 @@ static inline dvm_out_t dvm_text_out(dvm_text_t *text) {
 
 /* Asks for a service, in JSON, and writes the answer to *answer in place of what was there. answer may be NULL. */
 static inline int dvm_ask(const dvm_host_t *host, const char *json, size_t size, dvm_text_t *answer) {
-    dvm_text_t none = {0};
+    dvm_text_t none = DVM_TEXT;
     dvm_text_t *told = answer == NULL ? &none : answer;
     dvm_text_free(told);
     dvm_out_t out = dvm_text_out(told);

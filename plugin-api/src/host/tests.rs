@@ -107,11 +107,10 @@ fn a_library_that_is_not_there_and_one_of_another_kind_are_told_apart() {
 
 /// The tables of another version: a function's argument, functions that only it has, those of the host that only it has.
 macro_rules! other_version {
-    ($name:ident, apply($handle:ty), token($token:ty), host($($host:ident: $type:ty),*) $(, plug-in has $more:ident)?) => {
+    ($name:ident, apply($handle:ty), token($token:ty), host { $($host:tt)* } $(, plug-in has $more:ident)?) => {
         #[allow(dead_code, reason = "only its layout is looked at")]
         mod $name {
-            use super::super::*;
-            use abi_stable::std_types::RSlice;
+            use super::*;
 
             #[repr(C)]
             #[derive(StableAbi)]
@@ -122,7 +121,7 @@ macro_rules! other_version {
                 pub(super) log: extern "C" fn(ctx: *const (), level: u8, text: RSlice<'_, u8>),
                 #[sabi(last_prefix_field)]
                 pub(super) token: extern "C" fn(ctx: *const ()) -> $token,
-                $(pub(super) $host: $type,)*
+                $($host)*
             }
 
             #[repr(C)]
@@ -160,15 +159,24 @@ macro_rules! other_version {
     };
 }
 
-type Asks = extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32;
-type Tells = extern "C" fn(ctx: *const ());
-
-other_version!(first, apply(Handle), token(u64), host());
-other_version!(newer, apply(Handle), token(u64), host(ask: Asks), plug-in has health);
-other_version!(offers_more, apply(Handle), token(u64), host(ask: Asks, clock: Tells));
-other_version!(newest, apply(Handle), token(u64), host(ask: Asks, clock: Tells), plug-in has health);
-other_version!(changed, apply(u64), token(u64), host(ask: Asks));
-other_version!(other_host, apply(Handle), token(u32), host(ask: Asks));
+other_version!(first, apply(Handle), token(u64), host {});
+other_version!(newer, apply(Handle), token(u64), host {
+    ask: extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32,
+}, plug-in has health);
+other_version!(offers_more, apply(Handle), token(u64), host {
+    ask: extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32,
+    pub(super) clock: extern "C" fn(ctx: *const ()),
+});
+other_version!(newest, apply(Handle), token(u64), host {
+    ask: extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32,
+    pub(super) clock: extern "C" fn(ctx: *const ()),
+}, plug-in has health);
+other_version!(changed, apply(u64), token(u64), host {
+    ask: extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32,
+});
+other_version!(other_host, apply(Handle), token(u32), host {
+    ask: extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32,
+});
 
 #[test]
 fn modules_that_have_grown_fit_both_ways_and_changed_ones_do_not() {
