@@ -617,10 +617,10 @@ static inline int dvm_ask(const dvm_host_t *host, const char *json, size_t size,
     dvm_text_free(told);
     dvm_out_t out = dvm_text_out(told);
     int done = DVM_ERROR;
-    if (DVM_HAS(host, ask))
+    if (DVM_HAS(host, ask) && host->ask != NULL)
         done = host->ask(host->ctx, json, size, &out);
     else
-        dvm_fail(&out, "this kernel is older than host services; update it");
+        dvm_fail(&out, "this host is older than host services; update the kernel");
     if (told->full)
         done = DVM_ERROR;
     dvm_text_free(&none);
