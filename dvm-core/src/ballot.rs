@@ -121,11 +121,15 @@ impl Seat {
 
     /// The kind of ballot that may be run now; none without a quorum under `quorum`.
     fn ballot_kind(&self) -> Option<BallotKind> {
+        self.kind_among(&self.unsuspected())
+    }
+
+    /// The kind of ballot that these may run.
+    fn kind_among(&self, present: &[MemberId]) -> Option<BallotKind> {
         if self.promotion.is_some() {
             return Some(BallotKind::Promoted);
         }
-        let present = self.unsuspected();
-        if self.view.label == Label::Confirmed && self.view.is_quorum(&present) {
+        if self.view.label == Label::Confirmed && self.view.is_quorum(present) {
             Some(BallotKind::Confirmed)
         } else if self.config().partition == Partition::Survive {
             Some(BallotKind::Provisional)
@@ -147,10 +151,12 @@ impl Seat {
         self.begin_ballot(cx);
     }
 
-    /// Where no order of the ring avoids the bad edges, the youngest member that has one is left out.
+    /// Where no order of the ring avoids the bad edges, the youngest member that has one is left out. If nobody could
+    /// go on without it, it stays, and the edges are tried anew.
     fn leave_out_unreachable(&mut self, cx: &Cx) {
         loop {
-            let mut members = self.unsuspected();
+            let present = self.unsuspected();
+            let mut members = present.clone();
             members
                 .retain(|m| self.record.state.members.get(m).is_some_and(|record| record.leaving.is_none()));
             let bad = self.edges.among(&members);
@@ -160,6 +166,11 @@ impl Seat {
             let ends = bad.iter().flat_map(|(a, b)| [members[a.at()], members[b.at()]]);
             let ranks = ends.filter_map(|m| self.view.rank_of(m)).filter(|rank| *rank != self.rank);
             let Some(youngest) = ranks.max() else { return };
+            let without = present.iter().copied().filter(|m| *m != self.view.member(youngest));
+            let without: Vec<_> = without.collect();
+            if self.kind_among(&present).is_some() && self.kind_among(&without).is_none() {
+                return;
+            }
             self.detector.cut_off(youngest, cx.now);
         }
     }
@@ -462,7 +473,7 @@ impl Seat {
         }
         let joiners = if self.is_yielding() { Vec::new() } else { self.joiners(cx, &members) };
         members.extend(joiners.iter().map(|joiner| joiner.id));
-        // A ballot begins by leaving out whom no order can reach.
+        // Whom no order can reach was left out when the ballot began, if the others can go on without it.
         let bad = self.edges.among(&members);
         let ring = ring_order(members.len(), &bad)
             .or_else(|| ring_order(members.len(), &[]))

@@ -10,19 +10,22 @@ use crate::io::{Output, Reject};
 use crate::seat::Seat;
 use crate::state::FailureCause;
 use crate::timer::Timer;
-use crate::view::View;
+use crate::view::{View, ring_order};
 use crate::wire::{Control, Departure, DepartureCause, Evidence, Heartbeat, Identity};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 /// Streams that are begun anew before their edge counts as bad.
 const RESETS_MAX: u32 = 2;
-/// How long an edge counts as bad, in silence time-outs.
+/// How long an edge counts as bad at its beginning, in silence time-outs.
 const EDGE_SILENCES: u64 = 60;
+/// How long it does elsewhere after its beginning spoke of it last, in silence time-outs.
+const HEARSAY_SILENCES: u64 = 2;
 
 /// Ring edges that carry nothing, though both ends live. They outlive views: the next ring avoids them, too.
 #[derive(Debug, Default)]
 pub(crate) struct Edges {
+    /// When it was noticed here, or told by the member it begins at.
     bad: BTreeMap<(MemberId, MemberId), Time>,
 }
 
@@ -31,8 +34,19 @@ impl Edges {
         self.bad.insert((from, to), now);
     }
 
-    fn forget(&mut self, now: Time, silence_ms: u64) {
-        self.bad.retain(|_, at| now.ms_since(*at) < EDGE_SILENCES * silence_ms);
+    fn forget(&mut self, me: MemberId, now: Time, silence_ms: u64) {
+        self.bad.retain(|(from, _), at| {
+            let silences = if *from == me { EDGE_SILENCES } else { HEARSAY_SILENCES };
+            now.ms_since(*at) < silences * silence_ms
+        });
+    }
+
+    /// A view begins. Where no order of its ring avoids the bad edges, they are tried anew: it was agreed on because
+    /// nothing better was left.
+    pub(crate) fn try_anew(&mut self, view: &View) {
+        if ring_order(view.size(), &self.among(&view.members)).is_none() {
+            self.bad.retain(|(from, to), _| !(view.has(*from) && view.has(*to)));
+        }
     }
 
     fn from(&self, from: MemberId) -> impl Iterator<Item = MemberId> {
@@ -338,7 +352,7 @@ impl Seat {
             self.accuse(cx, rank, evidence);
         }
         self.watch_link(cx);
-        self.edges.forget(cx.now, silence_ms);
+        self.edges.forget(cx.me.id, cx.now, silence_ms);
         self.tell_suspicions(cx);
         self.reconsider(cx);
     }
@@ -415,12 +429,14 @@ impl Seat {
         }
     }
 
-    /// The successor is heard, and no stream to it comes about.
+    /// The successor lives, by what is heard of it or because nobody else misses it, and no stream to it comes about.
     fn watch_link(&mut self, cx: &mut Cx) {
         let successor = self.view.successor(self.rank);
         let missing = self.links.missing_since.filter(|_| successor != self.rank && !self.is_wedged());
-        let long = missing.is_some_and(|since| cx.now.ms_since(since) > 2 * self.silence_ms());
-        if long && cx.now.ms_since(self.detector.heard(successor)) < self.silence_ms() {
+        let missing_ms = missing.map_or(0, |since| cx.now.ms_since(since));
+        let heard = cx.now.ms_since(self.detector.heard(successor)) < self.silence_ms();
+        let silences = if heard { 2 } else { 4 };
+        if missing_ms > silences * self.silence_ms() && (heard || !self.is_suspected(successor)) {
             self.edges.note(self.view.member(self.rank), self.view.member(successor), cx.now);
         }
     }

@@ -419,6 +419,7 @@ impl Seat {
                 self.rank = self.view.rank_of(cx.me.id).expect("who did not leave stays");
                 self.broadcast = Broadcast::new(&self.view, self.rank);
                 self.detector = Detector::new(&self.view, cx.now);
+                self.edges.try_anew(&self.view);
                 self.admission.installed(&self.view);
                 self.begin(cx);
                 self.answer_promotion(cx, index);

@@ -1,13 +1,16 @@
 //! Measurements inside the kernel, so that a client's path is not in the figures.
 //!
-//! A broadcast is a command to a plug-in that cannot exist: it takes its place in the history and changes nothing. An
-//! agreement is a dry run whose execution is empty at every member.
+//! A broadcast carries its payload as a key that is put only if a condition does not hold, and has no condition: it takes
+//! its place in the history and changes nothing. An agreement is a dry run whose execution is empty at every member.
 
 use super::{Ring, Waiter};
 use bytes::Bytes;
 use dvm_core::Answer;
 use dvm_core::ids::{Time, TransactionId};
-use dvm_core::state::{Applied, Change, Library, Payload, PluginSpec, Require, Transaction, TransactionKind};
+use dvm_core::state::{
+    Applied, Change, KeyOperation, KeyTransaction, Library, Payload, PluginSpec, Require, Transaction,
+    TransactionKind,
+};
 use dvm_plugin_api::local::Answer as LocalAnswer;
 use tokio::sync::oneshot;
 
@@ -111,7 +114,9 @@ impl Ring {
             let id = TransactionId { originator, serial: bench.serial };
             Change::Transaction(Box::new(empty(id)))
         } else {
-            Change::Command { plugin: NAME.into(), payload: bench.payload.clone() }
+            let put = KeyOperation::Put { key: String::new(), value: bench.payload.clone() };
+            let (conditions, then, otherwise) = (Vec::new(), Vec::new(), vec![put]);
+            Change::Keys(KeyTransaction { conditions, then, otherwise })
         };
         self.submit(None, change, Waiter::Bench(now));
     }

@@ -77,6 +77,8 @@ impl Actors {
                 _ if until_us > start => Some((start, until_us)),
                 acts => acts,
             };
+            // A lease that was taken back before the time to act had come.
+            actor.acts = actor.acts.filter(|(from, until)| from < until);
             let actor = &actors[at];
             let Some((from, until)) = actor.acts else { continue };
             for other in actors.iter().enumerate().filter(|(no, _)| *no != at).map(|(_, other)| other) {

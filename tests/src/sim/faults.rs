@@ -2,9 +2,9 @@
 
 use super::dice::{between, one_of, pick, stream};
 use super::options::{Level, Options};
-use dvm_core::Output;
 use dvm_core::Standing;
 use dvm_core::wire::{Control, Ring};
+use dvm_core::{Output, Prng};
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -262,6 +262,8 @@ pub enum Strike {
     ResetLinks,
     /// Sender and receiver are cut from each other.
     CutPair,
+    /// From then on for a while, nothing passes from the sender to the receiver.
+    CutWay,
     /// The sender is cut from all others just before: it goes on with what nobody hears.
     Isolate,
     /// The message is lost.
@@ -271,7 +273,8 @@ pub enum Strike {
 }
 
 impl Strike {
-    const ALL: [Self; 10] = [
+    /// Those that strike anywhere.
+    const ANYWHERE: [Self; 10] = [
         Self::CrashBefore,
         Self::CrashAfter,
         Self::CrashReceiver,
@@ -287,9 +290,12 @@ impl Strike {
     fn level(self) -> Level {
         match self {
             Self::CrashBefore | Self::CrashAfter | Self::CrashReceiver => Level::Crashes,
-            Self::PauseSender | Self::PauseReceiver | Self::ResetLinks | Self::CutPair | Self::Isolate => {
-                Level::Cuts
-            }
+            Self::PauseSender
+            | Self::PauseReceiver
+            | Self::ResetLinks
+            | Self::CutPair
+            | Self::CutWay
+            | Self::Isolate => Level::Cuts,
             Self::Lose | Self::Late => Level::Everything,
         }
     }
@@ -305,6 +311,7 @@ impl Strike {
             Self::PauseReceiver => "aimed-pause-receiver",
             Self::ResetLinks => "aimed-reset-links",
             Self::CutPair => "aimed-cut-pair",
+            Self::CutWay => "aimed-cut-way",
             Self::Isolate => "aimed-isolate",
             Self::Lose => "aimed-lose",
             Self::Late => "aimed-late",
@@ -357,7 +364,7 @@ impl Plan {
             let for_us = lasting(&mut prng, silence_us);
             plan.faults.push(Fault { number, after_us, kind, dice, for_us });
         }
-        let strikes: Vec<_> = Strike::ALL.into_iter().filter(|s| s.level() <= options.level).collect();
+        let strikes: Vec<_> = Strike::ANYWHERE.into_iter().filter(|s| s.level() <= options.level).collect();
         for number in 0..options.aims as usize {
             let number = number + options.faults as usize;
             // Half of them at a view change, where a lost step costs most.
@@ -375,6 +382,9 @@ impl Plan {
                 plan.aims.push(Aim { number, point, follows, nth, strike, for_us });
             }
         }
+        if options.story {
+            plan.aims.extend(story(&mut prng, silence_us));
+        }
         if let Some(only) = only {
             plan.faults.retain(|fault| only.contains(&fault.number));
             plan.aims.retain(|aim| only.contains(&aim.number));
@@ -390,8 +400,23 @@ impl Plan {
     }
 }
 
+/// One member does not hear another, and together with the third, which does, leaves it out; nobody but itself learns of
+/// that view; and the one that was left out is stopped when the third asks it how theirs ended. If it was a primary, its
+/// lease must have ended with the third member's promise.
+fn story(prng: &mut Prng, silence_us: u64) -> [Aim; 3] {
+    let aim = |number: usize, point, nth, strike, silences| {
+        let follows = number.checked_sub(1);
+        Aim { number, point, follows, nth, strike, for_us: silences * silence_us }
+    };
+    [
+        aim(0, Point::Data, between(prng, 10, 400), Strike::CutWay, 6),
+        aim(1, Point::Commit, 1, Strike::Isolate, between(prng, 2, 5)),
+        aim(2, Point::Query, between(prng, 1, 3), Strike::PauseReceiver, between(prng, 1, 4)),
+    ]
+}
+
 /// Short enough to pass unnoticed, about the time-outs, or long.
-fn lasting(prng: &mut dvm_core::Prng, silence_us: u64) -> u64 {
+fn lasting(prng: &mut Prng, silence_us: u64) -> u64 {
     let (low, high) = one_of(prng, &[(1, 90), (80, 130), (100, 400), (300, 1_500)]);
     between(prng, low, high) * silence_us / 100
 }

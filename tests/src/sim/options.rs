@@ -64,6 +64,8 @@ pub struct Options {
     pub faults: u64,
     /// How many faults at points of the protocol.
     pub aims: u64,
+    /// Whether what goes wrong is a story instead: faults that chance would hardly bring together.
+    pub story: bool,
     /// How many processes faults may kill.
     pub deaths_max: usize,
     /// What the network and the clocks do all the time.
@@ -131,6 +133,11 @@ impl Options {
         let silence = config.silence_ms;
         let kinds = draw_kinds(&mut prng, level);
         let everything = level == Level::Everything;
+        let story = everything && stream(seed, 6).chance(1, 16);
+        let (members, config) = match story {
+            true => (3, Config { partition: Partition::Quorum, accusers: 1, ..config }),
+            false => (members, config),
+        };
         let minority = (members - 1) / 2;
         let deaths_max = one_of(&mut prng, &[0, 1, minority, minority, members, usize::MAX]);
         Self {
@@ -140,8 +147,9 @@ impl Options {
             members,
             chaos_ms: silence * between(&mut prng, 4, 16),
             from_start: everything && prng.chance(1, 5),
-            faults: if kinds.is_empty() { 0 } else { between(&mut prng, 0, 12) },
-            aims: if level == Level::Calm { 0 } else { between(&mut prng, 0, 5) },
+            faults: if kinds.is_empty() || story { 0 } else { between(&mut prng, 0, 12) },
+            aims: if level == Level::Calm || story { 0 } else { between(&mut prng, 0, 5) },
+            story,
             kinds,
             deaths_max,
             noise: if everything { Noise::draw(&mut prng, silence) } else { Noise::quiet() },
@@ -246,6 +254,9 @@ impl fmt::Display for Options {
             write!(f, " mutant {}", mutant.word())?;
         }
         write!(f, "; {} faults of [{}], {} aimed", self.faults, kinds.join(" "), self.aims)?;
+        if self.story {
+            write!(f, ", a story")?;
+        }
         match self.deaths_max {
             usize::MAX => write!(f, ", any deaths")?,
             most => write!(f, ", at most {most} deaths")?,

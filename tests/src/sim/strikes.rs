@@ -88,10 +88,11 @@ impl World {
                     self.reset(no);
                 }
             }
-            Strike::CutPair => {
+            Strike::CutPair | Strike::CutWay => {
                 let Some(target) = receiver else { return };
                 let (a, b) = (self.processes[pid].host, self.processes[target].host);
-                let id = self.net.cut(vec![(a, b), (b, a)]);
+                let both = vec![(a, b), (b, a)];
+                let id = self.net.cut(if strike == Strike::CutPair { both } else { vec![(a, b)] });
                 self.after(for_us, Event::Undo(Undo::Cut { id }));
             }
             Strike::CrashBefore | Strike::Isolate | Strike::Lose | Strike::Late => {}
