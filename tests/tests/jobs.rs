@@ -172,6 +172,36 @@ fn what_a_lost_member_ran_is_run_again_elsewhere_or_has_failed() {
     assert_eq!(lines(&runs).len(), 4, "nothing else ran");
 }
 
+/// What a stopped kernel has started runs on beside it. Its job is run again elsewhere, and has one result; the first try ends
+/// when the kernel hears that it is out.
+#[test]
+fn a_member_that_was_only_stopped_ends_its_tries_when_it_comes_back() {
+    let cluster = Cluster::up(4, &[]);
+    load(&cluster, &["--instances", "2", "--on", "k0,k1"]);
+    let (pids, go) = (cluster.home().join("pids"), cluster.home().join("go"));
+    let script = format!(
+        "echo $$ >> {}; while [ ! -e {} ]; do sleep 0.02; done; echo $DVM_TRY",
+        pids.display(),
+        go.display()
+    );
+    let job = submit(&cluster, &json!({"argv": ["sh", "-c", script], "on": ["k2", "k3"], "count": 1}));
+    let stopped = place(&cluster, job);
+    let first: u32 = wait_for("it runs", || lines(&pids).first()?.parse().ok());
+    signal(cluster.pid(&stopped), Signal::STOP);
+    let others: Vec<_> = ["k0", "k1", "k2", "k3"].into_iter().filter(|name| *name != stopped).collect();
+    cluster.settle(&others);
+    wait_for("it runs elsewhere", || (lines(&pids).len() == 2).then_some(()));
+    assert!(lives(first), "nobody could end it");
+    signal(cluster.pid(&stopped), Signal::CONT);
+    wait_for("the first try ends", || (!lives(first)).then_some(()));
+    cluster.settle(&["k0", "k1", "k2", "k3"]);
+    fs::write(&go, "").expect("there is room");
+    let shown = over(&cluster, job);
+    let task = &shown["tasks"][0];
+    assert_eq!((&task["state"], &task["stdout"]["text"]), (&json!("done"), &json!("1\n")), "{shown}");
+    assert_eq!(lines(&pids).len(), 2, "nothing else ran");
+}
+
 /// A member that leaves in order ends what it runs; that is no failure of the job.
 #[test]
 fn a_member_that_leaves_gives_its_jobs_back() {
