@@ -1,10 +1,12 @@
 //! The lease under which a primary acts, and the wait of the one that takes over.
 //!
 //! A member with a primary asks every other for an echo with each heartbeat. The lease lasts half of T from the sending
-//! of the last heartbeat that a quorum of its view has echoed, itself included. A member echoes nobody whom a ballot it
-//! has promised, or a proposal it has accepted, leaves out: so when a view without the primary is committed, one of the
-//! quorum that gave the lease stopped giving it before, and the lease ends at the latest half of T after the commit.
-//! Under `quorum`, and with `--only-confirmed`, the next primary waits so long; clocks may differ by an eighth.
+//! of the last heartbeat that a quorum of its view has echoed, itself included. A member that has accepted a proposal
+//! echoes nobody any more, itself included, until it is in the next view: so when that view is committed, one of the
+//! quorum that gave the lease stopped giving it before, and the lease ends at the latest half of T after the commit. It
+//! does not matter whether the next view has the primary: that view's quorum alone decides on the one after it, and may
+//! leave the primary out before it has learned of either. Under `quorum`, and with `--only-confirmed`, the next primary
+//! waits so long; clocks may differ by an eighth.
 
 use crate::config::Partition;
 use crate::cx::Cx;
@@ -43,13 +45,14 @@ impl Seat {
         self.record.state.plugins.iter().any(|(_, plugin)| plugin.primary == Some(cx.me.id))
     }
 
+    /// Whether this member gives leases: it has accepted no proposal for the next view.
+    fn stands_by(&self) -> bool {
+        self.wedge.as_ref().is_none_or(|wedge| wedge.slots.is_empty())
+    }
+
     /// Answers a heartbeat that asks for an echo.
     pub(crate) fn echo(&self, cx: &mut Cx, to: MemberId, sent: Time) {
-        let stands_by = self.wedge.as_ref().is_none_or(|wedge| {
-            let promised = wedge.responders.is_empty() || wedge.responders.contains(&to);
-            promised && wedge.slots.iter().all(|slot| slot.proposal.view.has(to))
-        });
-        if stands_by {
+        if self.stands_by() {
             cx.send(to, Control::LeaseEcho { view: self.view.id, sent });
         }
     }
@@ -85,7 +88,7 @@ impl Seat {
             return;
         }
         let echoed = |member: &MemberId| match self.lease.echoed.get(member) {
-            _ if *member == cx.me.id => Some(cx.now),
+            _ if *member == cx.me.id => self.stands_by().then_some(cx.now),
             echoed => echoed.copied(),
         };
         let mut times: Vec<_> = self.view.members.iter().filter_map(|m| Some((echoed(m)?, *m))).collect();

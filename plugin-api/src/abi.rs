@@ -111,6 +111,16 @@ pub(crate) fn collect(function: impl FnOnce(Out) -> u32) -> (u32, Vec<u8>) {
     (status, sink)
 }
 
+/// The services of a host that has none.
+pub(crate) extern "C" fn no_services(_: *const (), _: RSlice<'_, u8>, out: Out) -> u32 {
+    (out.write)(out.ctx, RSlice::from_slice(NO_SERVICES.as_bytes()));
+    status::ERROR
+}
+
+/// What such a host says.
+pub(crate) const NO_SERVICES: &str = "this host has no services: an instance has them in a process of its own and inside \
+                                      the kernel, not in memory and not in an application";
+
 /// What a plug-in may ask of its host, from any thread, for as long as the process lives.
 #[repr(C)]
 #[derive(StableAbi)]

@@ -22,6 +22,7 @@ use crate::place::{DvmPlace, PlaceError};
 use connection::{Connection, With};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// How long a kernel is tried to be reached unless told otherwise.
@@ -146,6 +147,26 @@ impl Client {
         &self.target
     }
 
+    /// A connection of its own to the kernel talked to, as that of a plug-in's instance; with what came by it already.
+    pub(crate) fn attach(&self, plugin: &str) -> Result<(UnixStream, Vec<u8>), Failure> {
+        let deadline = Instant::now() + self.target.reach;
+        let target = match self.through() {
+            Some(member) => self.target.clone().only(member),
+            None => self.target.clone(),
+        };
+        let mut connection = target.connect(&[], deadline)?;
+        let request = Request::Attach { plugin: plugin.into(), version: crate::ATTACH_VERSION };
+        let lost = |error: io::Error| {
+            Failure::new(FailureCode::NoDvm, "the kernel was lost before it answered")
+                .cause(error.to_string())
+        };
+        connection.send(&request, With::default(), None, Some(deadline)).map_err(lost)?;
+        match connection.receive(Some(deadline)).map_err(lost)?.answer? {
+            Answer::Attached => Ok(connection.into_parts()),
+            _ => Err(Failure::new(FailureCode::Failure, "the kernel answered something else")),
+        }
+    }
+
     /// The next stamp of this session.
     pub fn stamp(&mut self) -> Stamp {
         self.seq += 1;
@@ -166,19 +187,18 @@ impl Client {
     ) -> Result<Answer, Failure> {
         let stamps = kind(&request) == Kind::Change && stamp.is_none();
         let answer = self.ask(&request, stamp, timeout);
-        if stamps
-            && !self.named
-            && let Err(failure) = &answer
-            && let Ok(session) = random_session()
-        {
-            // A change that was refused before it was ordered has used up a number that the DVM has never seen, and
-            // all later ones of the session would be refused.
-            (self.session, self.seq) = (session, 0);
-            if failure.code == FailureCode::SessionLost {
-                // The branch that knew the session was lost, and with it whatever this change did there. Here it did
-                // nothing, and under its old number never will.
-                return self.ask(&request, None, timeout);
-            }
+        let Err(failure) = &answer else { return answer };
+        if !stamps || self.named {
+            return answer;
+        }
+        // A change that was refused before it was ordered has used up a number that the DVM has never seen, and all
+        // later ones of the session would be refused.
+        let Ok(session) = random_session() else { return answer };
+        (self.session, self.seq) = (session, 0);
+        if failure.code == FailureCode::SessionLost {
+            // The branch that knew the session was lost, and with it whatever this change did there. Here it did
+            // nothing, and under its old number never will.
+            return self.ask(&request, None, timeout);
         }
         answer
     }
@@ -332,7 +352,8 @@ fn kind(request: &Request) -> Kind {
         | Request::Chaos(_)
         | Request::Bench { .. }
         | Request::Watch { .. }
-        | Request::Watched => Kind::Local,
+        | Request::Watched
+        | Request::Attach { .. } => Kind::Local,
     }
 }
 

@@ -55,7 +55,7 @@ pub extern "C" fn module<P: Plugin>() -> RootModuleResult {
     abi_stable::library::__call_root_module_loader(table::<P>)
 }
 
-fn table<P: Plugin>() -> PluginModuleRef {
+pub(crate) fn table<P: Plugin>() -> PluginModuleRef {
     PluginModule {
         validate: validate::<P>,
         start: start::<P>,

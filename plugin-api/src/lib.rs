@@ -84,9 +84,9 @@
 //! [`service`] is what an instance may ask of its host; [`client`] is for applications, [`local`] is what clients and a kernel say to each other, [`place`] where they meet.
 
 pub mod abi;
+mod attach;
 pub mod client;
 pub mod export;
-#[cfg(feature = "host")]
 pub mod host;
 pub mod local;
 pub mod manifest;
@@ -94,6 +94,10 @@ pub mod place;
 mod plugin;
 pub mod service;
 mod services;
+pub mod testing;
 
+#[doc(hidden)]
+pub use attach::{ATTACH_VERSION, Said, Told};
+pub use attach::{Attached, attach};
 pub use plugin::{Error, Event, Host, Meta, Place, Plugin, Result, Role};
 pub use services::Program;

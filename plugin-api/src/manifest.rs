@@ -64,7 +64,7 @@ impl<const N: usize> Note<N> {
 }
 
 #[cfg(feature = "host")]
-pub use reader::{CheckError, MANIFEST_MAX, needed, read};
+pub use reader::{ABORTS, CheckError, MANIFEST_MAX, catches_panics, needed, read};
 
 #[cfg(feature = "host")]
 mod reader {
@@ -73,6 +73,13 @@ mod reader {
     use object::elf::{self, FileHeader64};
     use object::read::elf::{FileHeader, ProgramHeader, Sym};
     use object::{Endianness, FileKind};
+
+    /// Why a library for which [`catches_panics`] does not hold is not loaded inside a kernel.
+    pub const ABORTS: &str = "it was built with panic=abort, and a panic of its would end the kernel; build it with \
+                              panic=unwind, or load it with --placement process";
+
+    /// What raises a panic: imported by every library in Rust that was not built with `panic = "abort"`.
+    const RAISE: &str = "_Unwind_RaiseException";
 
     /// Longest manifest, bytes.
     pub const MANIFEST_MAX: usize = 64 << 10;
@@ -207,16 +214,37 @@ mod reader {
         }
     }
 
-    /// Whether a library exports one of these symbols.
+    /// Whether a panic in a library that passed [`read`] stops at the boundary. One built with `panic = "abort"` ends
+    /// the process instead, which must not be a kernel's: it lacks the function that every panic is raised with. C has
+    /// no panics.
+    #[must_use]
+    pub fn catches_panics(bytes: &[u8]) -> bool {
+        let has = |name, which: fn(bool) -> bool| {
+            has_symbol(bytes, &[name], which).is_ok_and(|has| has == Some(true))
+        };
+        let exports = |name| has(name, |is_undefined| !is_undefined);
+        has(RAISE, |is_undefined| is_undefined) || exports(C_SYMBOL) && !exports(SYMBOL)
+    }
+
+    /// Whether a library exports one of these symbols, as far as its tables read.
     fn exports(bytes: &[u8], names: &[&str]) -> object::read::Result<bool> {
+        Ok(has_symbol(bytes, names, |is_undefined| !is_undefined)?.unwrap_or(true))
+    }
+
+    /// Whether one of these is among the dynamic symbols; none where there are none at all.
+    fn has_symbol(
+        bytes: &[u8],
+        names: &[&str],
+        which: impl Fn(bool) -> bool,
+    ) -> object::read::Result<Option<bool>> {
         let header = FileHeader64::<Endianness>::parse(bytes)?;
         let endian = header.endian()?;
         let symbols = header.sections(endian, bytes)?.symbols(endian, bytes, elf::SHT_DYNSYM)?;
-        let found = symbols.iter().filter(|symbol| !symbol.is_undefined(endian)).any(|symbol| {
+        let found = symbols.iter().filter(|symbol| which(symbol.is_undefined(endian))).any(|symbol| {
             let name = symbol.name(endian, symbols.strings()).unwrap_or_default();
             names.iter().any(|wanted| wanted.as_bytes() == name)
         });
-        Ok(found || symbols.is_empty())
+        Ok((!symbols.is_empty()).then_some(found))
     }
 
     /// Names of the libraries that a library needs, as far as its tables read.

@@ -128,7 +128,8 @@ pub trait Plugin: Sized + Send + 'static {
         Ok(())
     }
 
-    /// The plug-in is unloaded; the process ends next. An instance whose kernel leaves or fails is not told.
+    /// The plug-in is unloaded; the process ends next. An instance whose kernel leaves or fails is not told. Inside a
+    /// kernel, where no process ends, every instance is told that ends without a panic.
     fn stop(&mut self) {}
 }
 

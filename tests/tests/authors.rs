@@ -1,8 +1,10 @@
 //! `dvm plugin new`: what it makes builds without the network, tests itself, and loads as it is.
 
+use dvm_tests::book::{block, page, root};
 use dvm_tests::cluster::{Cluster, Ground, built, has};
 use serde_json::json;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -97,6 +99,90 @@ fn a_new_project_in_c_is_built_tested_and_loaded() {
     fs::remove_file(project.join("libfirst_c.so")).expect("removed");
     step(&project, "sh", &["-c", line]);
     assert!(project.join("libfirst_c.so").is_file());
+}
+
+/// A block of the page, line by line as it stands. A project's `target` is where everything is built.
+fn follow(ground: &Ground, directory: &Path, lines: &str) -> Vec<String> {
+    let (mut directory, mut said) = (directory.to_path_buf(), Vec::new());
+    let target = built("dvm").ancestors().nth(2).expect("target/PROFILE/dvm").to_path_buf();
+    let path = format!("{}:{}", target.join("debug").display(), std::env::var("PATH").unwrap_or_default());
+    for line in lines.lines() {
+        if let Some(into) = line.strip_prefix("cd ") {
+            directory.push(into);
+            continue;
+        }
+        if line.starts_with("cargo") && !directory.join("target").exists() {
+            symlink(&target, directory.join("target")).expect("linked");
+        }
+        let mut shell = ground.program("sh");
+        shell.args(["-ec", line]).current_dir(&directory).env("PATH", &path).env("CARGO_NET_OFFLINE", "true");
+        shell.env("PKG_CONFIG_PATH", ground.prefix().join("lib/pkgconfig"));
+        for (variable, _) in
+            std::env::vars().filter(|(name, _)| name.starts_with("CARGO_") && name != "CARGO_HOME")
+        {
+            shell.env_remove(variable);
+        }
+        said.push(ground.finish(shell).exits(0).stdout.trim().to_owned());
+    }
+    said
+}
+
+#[test]
+fn the_page_of_the_first_plugin_runs_as_it_stands() {
+    if !has(&["cc", "make", "pkg-config"], "the page of the first plug-in") {
+        return;
+    }
+    let cluster = Cluster::up(3, &[]);
+    let (ground, home): (&Ground, _) = (&cluster, cluster.home());
+    let _ = settings(ground);
+    let text = page("docs/plugins.md");
+    let shortest = text.split("## A complete one").next().expect("it begins");
+    let said = follow(ground, home, &block(shortest, "## The shortest way", "sh"));
+    assert_eq!(said.last().map(String::as_str), Some(r#"{"value":3}"#));
+    let (_, in_c) = shortest.split_once("The same in C:").expect("and in C");
+    let in_c = format!("\n## C\n{in_c}");
+    let said = follow(ground, home, &block(&in_c, "## C", "sh"));
+    assert_eq!(said.last().map(String::as_str), Some(r#"{"value":3}"#));
+
+    // The complete one, with its test. The sources are beside it, as its manifest says.
+    symlink(root(), home.join("dvm")).expect("linked");
+    let book = home.join("book");
+    fs::create_dir_all(book.join("src")).expect("created");
+    fs::write(book.join("Cargo.toml"), block(&text, "## A complete one", "toml")).expect("written");
+    fs::copy(root().join("Cargo.lock"), book.join("Cargo.lock")).expect("copied");
+    let test = block(&text, "## Tests, without a DVM", "rust,test");
+    let code = format!("{}\n\n{test}\n", block(&text, "## A complete one", "rust"));
+    fs::write(book.join("src/lib.rs"), code).expect("written");
+    let _ = follow(ground, &book, "cargo test");
+    let said = follow(ground, &book, &block(&text, "## A complete one", "sh"));
+    assert_eq!(said[3..], [r#"{"number":null}"#, r#"{"number":"1815"}"#]);
+
+    let c = home.join("c");
+    fs::create_dir(&c).expect("created");
+    fs::write(c.join("counter.c"), block(&text, "## In C", "c")).expect("written");
+    let said = follow(ground, &c, &block(&text, "## In C", "sh"));
+    assert_eq!(said.last().map(String::as_str), Some(r#"{"value":16}"#));
+    let said = follow(ground, home, &block(&text, "## Tests, without a DVM", "sh"));
+    assert!(said[0].starts_with("counter: nothing broke"), "{said:?}");
+}
+
+/// What breaks in the small DVM in memory is named, with the line that does it again.
+#[test]
+fn a_plugin_that_breaks_is_told_where() {
+    let ground = Ground::new();
+    let told = |arguments: &[&str]| {
+        let counter = ["plugin", "test", "counter", "-c", "faults=true"];
+        let mut command = ground.dvm(&[&["--json"], &counter[..], arguments].concat());
+        command.env("DVM_PLUGIN_PATH", built("libcounter.so").parent().expect("a directory"));
+        ground.finish(command)
+    };
+    let fine = told(&["--seeds", "2", r#"{"add":1}"#]).exits(0).json();
+    assert!(fine["replies"].as_u64() > Some(0) && fine["crashes"].as_u64() > Some(0), "{fine}");
+    let broken = [r#"{"add":1}"#, r#"{"fail":"panic"}"#];
+    let text = told(&[&["--mode", "warm", "--first-seed", "3"], &broken[..]].concat()).error("failure", 1);
+    for words in ["in mode warm, under seed 3", "panicked at index", r#"the command {"fail":"panic"}"#] {
+        assert!(text.contains(words), "{words} in {text}");
+    }
 }
 
 #[test]

@@ -41,3 +41,22 @@ fn launches_follow_each_other_at_once() {
     assert_eq!(document["runs"], 4);
     assert!(p50(&document, "/rss_mib") > 0.0 && document["ready_ms"].as_f64().is_some_and(|ms| ms > 0.0));
 }
+
+#[test]
+fn every_loss_is_told_and_made_up_for() {
+    let document = bench(&["failover", "--runs", "2"]);
+    for path in ["/event_ms", "/plugin_ms", "/takeover_ms", "/warm_takeover_ms"] {
+        assert!(p50(&document, path) > 0.0);
+    }
+}
+
+#[test]
+fn a_library_is_loaded_while_the_ring_goes_on() {
+    let document = bench(&["library", "--size", "9000000", "--runs", "2", "--seconds", "0.2"]);
+    assert_eq!((&document["size"], &document["runs"]), (&9_000_000.into(), &2.into()));
+    assert!(p50(&document, "/load_ms") > 0.0);
+    assert!(
+        p50(&document, "/ring/idle_us") > 0.0 && p50(&document, "/ring/meanwhile_us") > 0.0,
+        "{document}"
+    );
+}

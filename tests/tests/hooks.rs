@@ -28,10 +28,21 @@ fn scripts(run: &Path, on: &str) -> String {
 
 #[test]
 fn every_member_runs_a_program_for_an_event_and_a_primary_alone() {
+    members_and_a_primary_alone("process");
+}
+
+/// The same on threads of the kernels, each with a token of its own.
+#[test]
+fn inside_the_kernels_every_member_runs_a_program_too_and_a_primary_alone() {
+    members_and_a_primary_alone("kernel");
+}
+
+fn members_and_a_primary_alone(placement: &str) {
+    let load = ["plugin", "load", "hooks", "--placement", placement];
     let cluster = Cluster::up(4, &[]);
     let directory = tempfile::tempdir().expect("a directory");
     let run = script(directory.path());
-    let _ = cluster.ok(&["plugin", "load", "hooks", "-c", &scripts(&run, "member-")]);
+    let _ = cluster.ok(&[&load[..], &["-c", &scripts(&run, "member-")]].concat());
     cluster.kill("k3");
     for member in ["k0", "k1", "k2"] {
         let told =
@@ -47,7 +58,7 @@ fn every_member_runs_a_program_for_an_event_and_a_primary_alone() {
     assert_eq!((&status["reply"]["ok"], &status["reply"]["failed"]), (&json!(1), &json!(0)), "{status}");
 
     let _ = cluster.ok(&["plugin", "unload", "hooks"]);
-    let _ = cluster.ok(&["plugin", "load", "hooks", "--mode", "hot", "-c", &scripts(&run, "member-")]);
+    let _ = cluster.ok(&[&load[..], &["--mode", "hot", "-c", &scripts(&run, "member-")]].concat());
     let primary = cluster.ok(&["plugin", "show", "hooks"])["primary"].as_str().expect("one").to_owned();
     let spare = cluster.ok(&["add", "--local", "1"]);
     let spare = spare["members"][0]["name"].as_str().expect("a name").to_owned();

@@ -233,8 +233,13 @@ fn a_recursion_without_end_is_told_with_its_signal() {
 }
 
 #[test]
-fn an_endless_loop_is_told_after_its_deadline() {
+fn what_waits_for_ever_is_told_after_its_deadline() {
     fault("hang", &json!({"cause": "hang"}));
+}
+
+#[test]
+fn an_endless_loop_is_told_after_its_deadline() {
+    fault("spin", &json!({"cause": "hang"}));
 }
 
 /// Memory that nobody gives back is no failure without a limit.
@@ -380,12 +385,57 @@ fn what_is_about_no_plugin_is_refused_before_it_is_ordered() {
 }
 
 #[test]
-fn what_is_not_built_says_what_works() {
-    let cluster = Cluster::up(1, &[]);
-    let load = ["plugin", "load", "counter", "--placement", "kernel"];
-    let text = cluster.json(&load).error("failure", 1);
-    assert!(text.contains("placement kernel") && text.contains("--placement process"), "{text}");
-    assert_eq!(cluster.ok(&["plugins"])["plugins"], json!([]));
+fn an_instance_that_uses_more_processor_time_than_it_may_is_ended_and_starts_again() {
+    let cluster = Cluster::up(2, &[]);
+    let load = ["plugin", "load", "counter", "-c", "faults=true", "--limit", "cpu=1s", "--deadline", "60s"];
+    let _ = cluster.ok(&load);
+    assert_eq!(add(&cluster, 3), 3);
+    let _ = cluster.ok(&["--member", "k0", "call", "counter", r#"{"fail":"spin","on":"k1"}"#]);
+    let failed = wait_for("it is ended and started again", || {
+        let events =
+            cluster.json(&["--json-lines", "events", "--since", "all", "--kind", "instance-"]).lines();
+        let failed = events.iter().find(|event| event["kind"] == "instance-failed").cloned()?;
+        events.iter().any(|event| event["kind"] == "instance-restarted").then_some(failed)
+    });
+    assert_eq!((&failed["cause"], &failed["member"]), (&json!("cpu-limit"), &json!("k1")), "{failed}");
+    assert!(failed["detail"].as_str().is_some_and(|text| text.contains("1000 are allowed")), "{failed}");
+    assert_eq!(add(&cluster, 1), 4);
+    assert_eq!(value_at(&cluster, "k1"), 4);
+    cluster.verify();
+}
+
+/// What a plug-in's process is given, and what becomes of what it says.
+#[test]
+fn a_process_has_its_own_descriptors_leaves_no_core_and_speaks_in_the_log() {
+    let cluster = Cluster::up(2, &[]);
+    let _ = cluster.ok(&["plugin", "load", "counter", "-c", "faults=true"]);
+    for pid in plugin_hosts(&cluster) {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("it runs");
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
+        assert_eq!(core.split_whitespace().collect::<Vec<_>>()[4..6], ["0", "0"], "{core}");
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").flatten();
+        let mut open: Vec<_> = open
+            .map(|entry| {
+                let target = std::fs::read_link(entry.path()).unwrap_or_default().display().to_string();
+                let kind = target.split(':').next().expect("a word").to_owned();
+                (entry.file_name().into_string().expect("a number"), kind)
+            })
+            .collect();
+        open.sort();
+        let words: Vec<_> = open.iter().map(|(number, kind)| (number.as_str(), kind.as_str())).collect();
+        assert_eq!(words, [("0", "/dev/null"), ("1", "pipe"), ("2", "pipe"), ("3", "socket")]);
+    }
+    // A panic is said on standard error, by Rust itself.
+    let _ = cluster.ok(&["--member", "k0", "call", "counter", r#"{"fail":"panic","on":"k1"}"#]);
+    let told = wait_for("it is in the log", || {
+        let logs = cluster.run(&["logs", "k1", "--plugin", "counter"]).exits(0).stdout;
+        logs.lines()
+            .find(|line| line.contains("a panic was asked for") && line.contains(" plugin: "))
+            .map(str::to_owned)
+    });
+    for field in ["plugin=\"counter\"", "member=\"k1\"", "rank=1", "pid="] {
+        assert!(told.contains(field), "{field} in {told}");
+    }
 }
 
 #[test]

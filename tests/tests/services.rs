@@ -130,6 +130,19 @@ fn messages_broadcasts_and_calls_come_to_those_they_are_for() {
     cluster.verify();
 }
 
+#[test]
+fn instances_inside_the_kernel_ask_as_those_in_processes_do() {
+    let cluster = Cluster::up(2, &[]);
+    load(&cluster, &["--placement", "kernel"]);
+    ask(&cluster, "k0", &json!({"send": {"member": "k1", "body": "inside"}}));
+    line(&cluster, "k1", "a message", |line| line["fields"] == json!({"from": "k0", "body": "inside"}));
+    let tried = call(&cluster, &json!({"try": "apply"}));
+    assert!(tried["reply"].as_str().is_some_and(|text| text.starts_with("apply must come")), "{tried}");
+    let spawn = json!({"member": "k1", "key": "p", "argv": ["sh", "-c", "exit 4"], "env": null, "cwd": null});
+    ask(&cluster, "k0", &json!({"spawn": spawn}));
+    assert_eq!(event(&cluster, "k0", "process-exit", "p")["fields"]["exit_code"], 4);
+}
+
 /// A callback that waits for a slow plug-in has its error before its own deadline is over, and lives on.
 #[test]
 fn a_callback_hears_that_there_is_no_answer_before_it_is_too_late() {

@@ -73,7 +73,12 @@ impl State {
                 let instances = present.map(|(rank, member)| {
                     let result = outcome.results.get(member);
                     let ok = result.is_some_and(|r| r.verdict == crate::wire::Verdict::Ok);
-                    let state = if ok { InstanceState::Running } else { InstanceState::Failed };
+                    let state = match spec.placement {
+                        _ if !ok => InstanceState::Failed,
+                        // It runs from when an application has come for it.
+                        Placement::Application => InstanceState::Starting,
+                        Placement::Process | Placement::Kernel => InstanceState::Running,
+                    };
                     let reason = result.map(|r| r.reason.clone()).unwrap_or_default();
                     let pid = result.map_or(0, |r| r.pid);
                     (*member, Instance { rank: Rank(rank as u16), state, pid, reason })

@@ -284,7 +284,11 @@ impl Plugin {
             Mode::Parallel => self.instances.len(),
             Mode::Hot | Mode::Warm | Mode::Single => usize::from(self.spec.instances),
         };
+        let waits = self.spec.placement == Placement::Application
+            && self.instances.values().any(|i| i.state == InstanceState::Starting);
         match running {
+            // Applications come and go.
+            0 if waits => PluginState::Degraded,
             0 => PluginState::Failed,
             n if n >= wanted => PluginState::Running,
             _ => PluginState::Degraded,

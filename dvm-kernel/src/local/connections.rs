@@ -4,6 +4,8 @@
 //! stops reading fills its queue, then its requests wait, then it is read no more: it costs nobody else anything.
 
 use super::Server;
+use crate::plugins::{Attach, ToPlugins};
+use dvm_plugin_api::ATTACH_VERSION;
 use dvm_plugin_api::local::{
     FRAME_MAX, Failure, FailureCode, LOCAL_VERSION, Request, ToClient, ToKernel, decode, encode,
 };
@@ -85,23 +87,41 @@ async fn serve(server: Rc<Server>, stream: UnixStream) {
             return;
         }
     }
-    let (reader, writer) = stream.into_split();
+    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).unwrap_or_default();
+    let (mut reader, writer) = stream.into_split();
     let (queue, answers) = mpsc::channel(QUEUE);
     let outgoing = Outgoing { server: server.clone(), queue };
     let writing = spawn_local(write(server.clone(), writer, answers));
-    if let Err(error) = read(server, reader, outgoing).await {
+    let wish = read(server.clone(), &mut reader, outgoing).await.unwrap_or_else(|error| {
         tracing::debug!(%error, "a client's connection failed");
-    }
+        None
+    });
     // What is queued still leaves, as long as the client reads.
-    let _ = writing.await;
+    let Ok(writer) = writing.await else { return };
+    if let Some(Wish { id, plugin }) = wish
+        && let Ok(stream) = reader.reunite(writer).map_err(io::Error::other).and_then(UnixStream::into_std)
+    {
+        let attach = Attach { id, pid: pid.cast_unsigned(), stream };
+        server.tell_plugins(ToPlugins::Attach { plugin, attach });
+    }
 }
 
-async fn read(server: Rc<Server>, mut reader: OwnedReadHalf, outgoing: Outgoing) -> io::Result<()> {
+/// A client that wants its connection to become an instance's.
+struct Wish {
+    id: u64,
+    plugin: String,
+}
+
+async fn read(
+    server: Rc<Server>,
+    reader: &mut OwnedReadHalf,
+    outgoing: Outgoing,
+) -> io::Result<Option<Wish>> {
     let places = Arc::new(Semaphore::new(REQUESTS));
     // Requests of a client that is gone are given up with it.
     let mut requests = JoinSet::new();
     let mut greeted = false;
-    while let Some(body) = read_frame(&mut reader).await? {
+    while let Some(body) = read_frame(reader).await? {
         while requests.try_join_next().is_some() {}
         let message: ToKernel = match decode(&body) {
             Ok(message) => message,
@@ -109,7 +129,7 @@ async fn read(server: Rc<Server>, mut reader: OwnedReadHalf, outgoing: Outgoing)
                 let failure =
                     Failure::new(FailureCode::Usage, "the request does not decode").cause(error.to_string());
                 let _ = outgoing.send(ToClient { id: 0, answer: Err(failure) }).await;
-                return Ok(());
+                return Ok(None);
             }
         };
         if let Request::Hello { version, client } = &message.request {
@@ -119,13 +139,24 @@ async fn read(server: Rc<Server>, mut reader: OwnedReadHalf, outgoing: Outgoing)
                     format!("this kernel speaks version {LOCAL_VERSION} of the protocol, not {version}");
                 let failure = Failure::new(FailureCode::Usage, text).hint("update the older of the two");
                 let _ = outgoing.send(ToClient { id: message.id, answer: Err(failure) }).await;
-                return Ok(());
+                return Ok(None);
             }
             greeted = true;
+        } else if let (true, Request::Attach { plugin, version }) = (greeted, &message.request) {
+            // What was asked before is answered first; then the connection has another purpose.
+            while requests.join_next().await.is_some() {}
+            if *version == ATTACH_VERSION {
+                return Ok(Some(Wish { id: message.id, plugin: plugin.clone() }));
+            }
+            let text =
+                format!("this kernel attaches applications in version {ATTACH_VERSION}, not {version}");
+            let failure = Failure::new(FailureCode::Usage, text).hint("update the older of the two");
+            let _ = outgoing.send(ToClient { id: message.id, answer: Err(failure) }).await;
+            return Ok(None);
         } else if !greeted {
             let failure = Failure::new(FailureCode::Usage, "the first request must be hello");
             let _ = outgoing.send(ToClient { id: message.id, answer: Err(failure) }).await;
-            return Ok(());
+            return Ok(None);
         }
         let place = places.clone().acquire_owned().await.expect("it is never closed");
         let (server, outgoing) = (server.clone(), outgoing.clone());
@@ -134,7 +165,7 @@ async fn read(server: Rc<Server>, mut reader: OwnedReadHalf, outgoing: Outgoing)
             drop(place);
         });
     }
-    Ok(())
+    Ok(None)
 }
 
 async fn read_frame(reader: &mut OwnedReadHalf) -> io::Result<Option<Vec<u8>>> {
@@ -151,7 +182,11 @@ async fn read_frame(reader: &mut OwnedReadHalf) -> io::Result<Option<Vec<u8>>> {
     if body.len() < length { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(Some(body)) }
 }
 
-async fn write(server: Rc<Server>, mut writer: OwnedWriteHalf, mut answers: mpsc::Receiver<ToClient>) {
+async fn write(
+    server: Rc<Server>,
+    mut writer: OwnedWriteHalf,
+    mut answers: mpsc::Receiver<ToClient>,
+) -> OwnedWriteHalf {
     let mut failed = false;
     while let Some(answer) = answers.recv().await {
         let mut messages = 1;
@@ -169,6 +204,7 @@ async fn write(server: Rc<Server>, mut writer: OwnedWriteHalf, mut answers: mpsc
             answers.close();
         }
     }
+    writer
 }
 
 fn framed(message: &ToClient) -> Vec<u8> {

@@ -1,6 +1,7 @@
 //! The core's values as the documents that scripts parse.
 
 use crate::clock::rfc3339;
+use crate::plugins::Figures;
 use crate::security::ticket::hex;
 use dvm_core::ids::{Epoch, HistoryIndex, MemberId, Name, TransactionId, ViewId};
 use dvm_core::state::{
@@ -11,8 +12,8 @@ use dvm_core::view::View;
 use dvm_core::wire::{ExecResult, Verdict};
 use dvm_core::{MemberStatus, Partition, Phase, Receipt};
 use dvm_plugin_api::local::{
-    DepartedDoc, DvmDoc, EventDoc, HistoryEntry, InstanceDoc, MemberDoc, OpenDoc, PluginDoc,
-    Receipt as ReceiptDoc, ResultDoc, Stamp, Status, ViewDoc,
+    DepartedDoc, DvmDoc, EventDoc, HistoryEntry, InstanceDoc, MemberDoc, OpenDoc, PluginDoc, QuarantinedDoc,
+    Receipt as ReceiptDoc, ResidentDoc, ResultDoc, Stamp, Status, ViewDoc,
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -216,8 +217,8 @@ pub(crate) struct Beside {
     pub(crate) uri: String,
     /// How long each open transaction has been open here, milliseconds.
     pub(crate) since_ms: BTreeMap<TransactionId, u64>,
-    /// Of this kernel's instances: applied through, and process.
-    pub(crate) applied: BTreeMap<Name, (u64, u32)>,
+    /// Of this kernel's plug-ins.
+    pub(crate) figures: Figures,
 }
 
 /// The status.
@@ -244,6 +245,16 @@ pub(crate) fn status(seen: &Seen, beside: &Beside) -> Status {
             waiting_for: names(waiting),
         }
     });
+    let resident = beside.figures.resident.iter().map(|image| ResidentDoc {
+        plugin: image.plugin.clone(),
+        hash: hex(&image.hash),
+        opened: image.opened,
+    });
+    let quarantined = beside
+        .figures
+        .quarantined
+        .iter()
+        .map(|thread| QuarantinedDoc { plugin: thread.plugin.clone(), since_ms: thread.since_ms });
     let partition = if state.config.partition == Partition::Survive { "survive" } else { "quorum" };
     Status {
         dvm: DvmDoc {
@@ -268,6 +279,8 @@ pub(crate) fn status(seen: &Seen, beside: &Beside) -> Status {
         departed: departed.collect(),
         plugins: plugins(seen, beside),
         transactions: transactions.collect(),
+        resident: resident.collect(),
+        quarantined: quarantined.collect(),
     }
 }
 
@@ -341,7 +354,7 @@ fn plugin(seen: &Seen, beside: &Beside, plugin: &Plugin) -> PluginDoc {
         // A member that keeps a state runs nothing.
         .filter(|(_, instance)| instance.state != InstanceState::Keeping)
         .map(|(id, instance)| {
-            let own = beside.applied.get(&plugin.spec.name).filter(|_| *id == seen.me);
+            let own = beside.figures.applied.get(&plugin.spec.name).filter(|_| *id == seen.me);
             let state = match instance.state {
                 InstanceState::Keeping | InstanceState::Starting => "starting",
                 InstanceState::Running => "running",

@@ -7,8 +7,9 @@ use crate::plugins::{FromPlugins, ToPlugins};
 use crate::security::draw_id;
 use dvm_core::ids::{HistoryIndex, MemberId, Time};
 use dvm_core::state::{
-    Applied, Change, Content, InstanceReport, State, Submission, Transaction, TransactionKind,
+    Applied, Change, Content, InstanceReport, Library, State, Submission, Transaction, TransactionKind,
 };
+use dvm_core::view::View;
 use dvm_core::{Answer, Delivery, Input, Refusal, Snapshot, Standing};
 use serde_json::{Value, json};
 use std::rc::Rc;
@@ -93,7 +94,7 @@ impl Server {
 
     fn on_delivered(self: &Rc<Self>, delivery: Box<Delivery>) {
         match &delivery.entry.content {
-            Content::View(proposal) => self.peers.set_members(proposal.view.members.clone()),
+            Content::View(proposal) => self.peers.set_ring(ring(&proposal.view)),
             Content::Change { body, .. } => {
                 if let Applied::Ordered(id) = &delivery.applied {
                     self.opened.borrow_mut().insert(*id, self.clock.now());
@@ -101,6 +102,7 @@ impl Server {
                 if let Some(ended) = &delivery.ended {
                     self.opened.borrow_mut().remove(&ended.transaction.id);
                     self.on_unloaded(&ended.transaction, ended.committed);
+                    spawn_local(self.clone().keep_libraries());
                 }
                 if delivery.events.iter().any(|event| event.kind.word() == "halting") {
                     self.halting.set(true);
@@ -148,7 +150,7 @@ impl Server {
 
     fn on_restored(self: &Rc<Self>, restored: Restored) {
         let Restored { me, state, events, entries } = restored;
-        self.peers.set_members(state.view.members.clone());
+        self.peers.set_ring(ring(&state.view));
         self.roles.borrow_mut().restored(&state);
         self.kept.set((state.config.history_entries, state.config.history_bytes));
         self.mirror.borrow_mut().reset(state.index, state.ancestry.clone(), events, entries);
@@ -164,7 +166,24 @@ impl Server {
         if !state.plugins.is_empty() || !state.open.is_empty() {
             self.plugins_listen.borrow_mut().get_or_insert_with(|| self.feed.listen());
         }
+        spawn_local(self.clone().keep_libraries());
         self.tell_plugins(ToPlugins::Restored { me, state: Box::new(state) });
+    }
+
+    /// Keeps the libraries of all loaded plug-ins here, also of those that have no instance here: one may be placed here
+    /// when other members are lost. What is missing is fetched, and what is needed no more is collected.
+    async fn keep_libraries(self: Rc<Self>) {
+        let libraries = |state: &State| -> Vec<_> {
+            state.plugins.iter().map(|(_, plugin)| plugin.spec.library.clone()).collect()
+        };
+        // It is no member any more: it keeps what it has.
+        let Ok(libraries) = self.in_state(libraries).await else { return };
+        self.peers.blobs().need(libraries.iter().map(|library| library.hash).collect());
+        for Library { hash, size, .. } in libraries {
+            if let Err(why) = self.peers.hold(hash, size).await {
+                tracing::info!(why, "the library of a loaded plug-in is not here");
+            }
+        }
     }
 
     fn on_execute(&self, transaction: Box<Transaction>, placed: bool, limit_ms: u64) {
@@ -301,4 +320,9 @@ impl Server {
         }
         true
     }
+}
+
+/// The members in the order of the ring.
+fn ring(view: &View) -> Vec<MemberId> {
+    view.ring.iter().map(|rank| view.member(*rank)).collect()
 }

@@ -229,6 +229,9 @@ async fn forward(server: Rc<Server>, plugins: mpsc::Sender<ToPlugins>) {
 
 async fn serve_others(server: Rc<Server>, mut others: mpsc::Receiver<(Lane, StdStream)>) {
     while let Some((lane, stream)) = others.recv().await {
-        spawn_local(peer::serve(server.clone(), lane, stream));
+        match lane {
+            Lane::Library => server.peers.serve_library(stream),
+            _ => drop(spawn_local(peer::serve(server.clone(), lane, stream))),
+        }
     }
 }

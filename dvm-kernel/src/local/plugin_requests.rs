@@ -5,8 +5,8 @@ use super::changes::{accepted, strange};
 use super::documents;
 use super::requests::Ask;
 use super::roles::{Acts, Answerer};
-use crate::peer::BlobError;
-use crate::plugins::{ReplyError, ToPlugins, from_json};
+use crate::peer::{Blob, BlobError};
+use crate::plugins::{ITS_OWN, NO_LIMITS, ReplyError, ToPlugins, from_json};
 use crate::security::ticket::unhex;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId, is_name};
 use dvm_core::state::{
@@ -19,6 +19,7 @@ use dvm_plugin_api::local::{
 };
 use serde_json::Value;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -47,7 +48,7 @@ impl Server {
                 BlobError::TooLarge { .. } => FailureCode::Usage,
                 // The parts before it went to a kernel that is gone.
                 BlobError::Gap { .. } => FailureCode::NotFound,
-                BlobError::Hash { .. } => FailureCode::Failure,
+                _ => FailureCode::Failure,
             };
             Failure::new(code, error.to_string())
         })?;
@@ -72,17 +73,21 @@ impl Server {
         {
             self.check_loaded(ask, plugin).await?;
         }
+        // What is to be loaded stays here while other members may still fetch it.
+        let mut _held = None;
         let kind = match kind {
             Asked::Load(load) => {
                 let spec = self.spec(*load)?;
-                self.spread(ask, &spec.library).await?;
+                if spec.placement != Placement::Application {
+                    _held = Some(self.spread(ask, &spec.library).await?);
+                }
                 TransactionKind::Load(Box::new(spec))
             }
             Asked::Upgrade { plugin, version, payload, hash, size, canary } => {
                 let payload = payload_format(&payload)?;
-                let library = Library { version, hash: self.sent(&hash)?, size, payload };
+                let library = Library { version, hash: parse_hash(&hash)?, size, payload };
                 let canary = self.canary(&plugin, canary).await?;
-                self.spread(ask, &library).await?;
+                _held = Some(self.spread(ask, &library).await?);
                 TransactionKind::Upgrade { plugin, library, canary }
             }
             Asked::Unload { plugin } => TransactionKind::Unload { plugin },
@@ -147,21 +152,15 @@ impl Server {
         })))
     }
 
-    /// Has all members hold a library before it is ordered.
-    async fn spread(&self, ask: &Ask, library: &Library) -> Result<(), Failure> {
+    /// Has all members hold a library that was sent before, ahead of what is ordered about it.
+    async fn spread(&self, ask: &Ask, library: &Library) -> Result<Arc<Blob>, Failure> {
         let limit_ms = self.in_state(|state| state.config.exec_limit_ms).await?;
+        let sent = self.peers.blobs().whole(&library.hash).filter(|blob| blob.size() == library.size);
+        let blob = sent.ok_or_else(|| {
+            Failure::new(FailureCode::NotFound, "this kernel does not have the library").hint("send it again")
+        })?;
         self.peers.spread(library.hash, library.size, ask.left(Duration::from_millis(limit_ms))).await;
-        Ok(())
-    }
-
-    /// The hash of a library that was sent before.
-    fn sent(&self, hash: &str) -> Result<[u8; 32], Failure> {
-        let hash = parse_hash(hash)?;
-        match self.peers.blobs().get(&hash) {
-            Some(_) => Ok(hash),
-            None => Err(Failure::new(FailureCode::NotFound, "this kernel does not have the library")
-                .hint("send it again")),
-        }
+        Ok(blob)
     }
 
     /// The member that tries an upgrade first.
@@ -223,11 +222,15 @@ impl Server {
         };
         let placement = match load.placement.as_str() {
             "process" => Placement::Process,
-            "kernel" => {
-                let text = "placement kernel is not available in this version; nothing was loaded";
-                return Err(Failure::new(FailureCode::Failure, text)
-                    .hint("what works is --placement process: each instance in a process of its own"));
+            "kernel" if load.memory.is_some() || load.cpu_ms.is_some() => {
+                let hint = "leave --limit out, or load it with --placement process";
+                return Err(usage(NO_LIMITS.into()).hint(hint));
             }
+            "kernel" => Placement::Kernel,
+            "application" if load.memory.is_some() || load.cpu_ms.is_some() => {
+                return Err(usage(ITS_OWN.into()).hint("leave --limit out"));
+            }
+            "application" => Placement::Application,
             placement => return Err(usage(format!("`{placement}` is no placement"))),
         };
         let on = load.on.into_iter().map(|term| match term.split_once('=') {
@@ -238,7 +241,12 @@ impl Server {
             Every::Items(items) => SnapshotEvery::Items(items.max(1)),
             Every::Ms(ms) => SnapshotEvery::Ms(ms.max(1)),
         };
-        let (payload, hash) = (payload_format(&load.payload)?, self.sent(&load.hash)?);
+        let payload = payload_format(&load.payload)?;
+        // An application brings its code itself.
+        let hash = match placement {
+            Placement::Application => [0; 32],
+            Placement::Process | Placement::Kernel => parse_hash(&load.hash)?,
+        };
         let library = Library { version: load.version, hash, size: load.size, payload };
         Ok(PluginSpec {
             mode,

@@ -173,6 +173,10 @@ impl Server {
                 self.ring.watch(times).await?;
                 Ok(accepted(None))
             }
+            Request::Attach { .. } => Err(Failure::new(
+                FailureCode::Usage,
+                "attaching is for the first request of a connection here",
+            )),
             Request::Watched => Ok(self.ring.watched().await?),
         }
     }
@@ -190,17 +194,14 @@ impl Server {
         self.catch_up();
         let seen = self.ring.look(see).await?;
         let seen = seen.ok_or_else(|| Failure::new(FailureCode::NoDvm, "this kernel is not a member"))?;
-        let mut applied = Vec::new();
-        if !seen.state.plugins.is_empty() {
-            let (answer, answered) = oneshot::channel();
-            self.tell_plugins(ToPlugins::Applied { answer });
-            applied = timeout(FIGURES, answered).await.ok().and_then(Result::ok).unwrap_or_default();
-        }
+        let (answer, answered) = oneshot::channel();
+        self.tell_plugins(ToPlugins::Figures { answer });
+        let figures = timeout(FIGURES, answered).await.ok().and_then(Result::ok).unwrap_or_default();
         let now = self.clock.now();
         let beside = Beside {
             uri: self.place.uri(),
             since_ms: self.opened.borrow().iter().map(|(id, since)| (*id, now.ms_since(*since))).collect(),
-            applied: applied.into_iter().map(|(plugin, applied, pid)| (plugin, (applied, pid))).collect(),
+            figures,
         };
         Ok(Answer::Status(Box::new(documents::status(&seen, &beside))))
     }

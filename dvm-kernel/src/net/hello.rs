@@ -17,8 +17,10 @@ pub(crate) enum Lane {
     Ring,
     /// Control messages, both ways.
     Control,
-    /// Snapshots, libraries, questions between kernels: served off the ring's thread.
+    /// Snapshots, questions between kernels: served off the ring's thread.
     Bulk,
+    /// A library, served on the thread for bytes in bulk.
+    Library,
     /// A kernel with a ticket.
     Ticket,
 }
@@ -30,6 +32,7 @@ impl Lane {
             Self::Ring => b'r',
             Self::Control => b'c',
             Self::Bulk => b'b',
+            Self::Library => b'l',
             Self::Ticket => b't',
         };
         let [a, b, c, d] = MAGIC;
@@ -40,7 +43,7 @@ impl Lane {
     pub(crate) async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
         let mut bytes = [0; 5];
         from.read_exact(&mut bytes).await?;
-        let all = [Self::Ring, Self::Control, Self::Bulk, Self::Ticket];
+        let all = [Self::Ring, Self::Control, Self::Bulk, Self::Library, Self::Ticket];
         all.into_iter().find(|lane| lane.preamble() == bytes).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, "not a kernel of this version of the protocol")
         })

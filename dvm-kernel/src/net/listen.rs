@@ -40,7 +40,7 @@ pub(crate) fn bind(address: &str, range: Option<(u16, u16)>) -> io::Result<StdLi
     Err(last)
 }
 
-/// Takes connections for ever. Bulk connections and tickets go to `others`, unserved.
+/// Takes connections for ever. Those off the ring go to `others`, unserved.
 pub(crate) async fn listen(
     net: Rc<Net>,
     listener: StdListener,
@@ -84,7 +84,7 @@ async fn serve(
 ) -> io::Result<Option<tokio_rustls::server::TlsStream<TcpStream>>> {
     dial::prepare(&stream, net.shared.silence());
     let lane = Lane::read(&mut stream).await?;
-    if matches!(lane, Lane::Bulk | Lane::Ticket) {
+    if matches!(lane, Lane::Bulk | Lane::Library | Lane::Ticket) {
         let busy = |_| io::Error::other("too many wait to be served");
         others.try_send((lane, stream.into_std()?)).map_err(busy)?;
         return Ok(None);

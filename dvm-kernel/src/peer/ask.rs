@@ -1,5 +1,8 @@
 //! Asking another kernel.
 
+use super::blob::Blob;
+use super::bulk::Bulk;
+use super::fetch::Turns;
 use super::{BLOB_MAX, Blobs, FRAME_MAX, PART, Question, Reply, Through, read_bytes, transfer};
 use crate::net::dial::{DialError, dial};
 use crate::net::hello::Lane;
@@ -9,14 +12,11 @@ use crate::services::keeper::Order;
 use crate::services::processes::{News, Progress};
 use dvm_core::Snapshot;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
-use tokio::time::sleep;
 use tokio_rustls::client::TlsStream;
 
 /// How long a kernel may be silent in the middle of an answer.
@@ -24,9 +24,6 @@ const SILENCE: Duration = Duration::from_secs(10);
 
 /// How long another member may take to execute a transaction; the asker's own limit is shorter.
 const EXECUTION: Duration = Duration::from_secs(600);
-
-/// How often it is looked whether a member that is waited for is one still.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -45,27 +42,25 @@ pub(crate) enum AskError {
 /// The other kernels.
 #[derive(Clone)]
 pub(crate) struct Peers {
-    shared: Arc<Shared>,
-    blobs: Arc<Blobs>,
-    /// The members of the present view, who may hold what is looked for.
-    members: Arc<Mutex<Vec<MemberId>>>,
-    /// One fetch of a library at a time, for each.
-    fetches: Arc<Mutex<BTreeMap<[u8; 32], Turn>>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) blobs: Arc<Blobs>,
+    /// Where libraries are received and sent.
+    pub(super) bulk: Arc<Bulk>,
+    /// The members of the present view in the ring's order, who may hold what is looked for.
+    pub(super) members: Arc<Mutex<Vec<MemberId>>>,
+    pub(super) turns: Arc<Turns>,
 }
-
-/// Held by whoever fetches.
-type Turn = Arc<tokio::sync::Mutex<()>>;
 
 type Stream = TlsStream<TcpStream>;
 
 impl Peers {
     /// Through these connections and with this store.
     pub(crate) fn new(shared: Arc<Shared>, blobs: Arc<Blobs>) -> Self {
-        Self { shared, blobs, members: Arc::default(), fetches: Arc::default() }
+        Self { shared, blobs, bulk: Arc::default(), members: Arc::default(), turns: Arc::default() }
     }
 
-    /// The view has these members.
-    pub(crate) fn set_members(&self, members: Vec<MemberId>) {
+    /// The ring goes through these members, in this order.
+    pub(crate) fn set_ring(&self, members: Vec<MemberId>) {
         *self.members.lock().unwrap_or_else(PoisonError::into_inner) = members;
     }
 
@@ -74,45 +69,7 @@ impl Peers {
         &self.blobs
     }
 
-    /// Has all other members fetch a library before its load is proposed, so that a slow way holds nothing up that is
-    /// ordered. Who cannot is not waited for: it says so when it executes the load.
-    pub(crate) async fn spread(&self, hash: [u8; 32], size: u64, limit: Duration) {
-        let mut asked = JoinSet::new();
-        for member in self.others() {
-            let peers = self.clone();
-            asked.spawn_local(async move {
-                tokio::select! {
-                    held = peers.hold(member, hash, size, limit) => held.map_err(|error| error.to_string()).flatten(),
-                    () = peers.departs(member) => Err("it is no member any more".into()),
-                }
-                .map_err(|why| tracing::info!(peer = %member, why, "a library was not fetched ahead"))
-            });
-        }
-        while asked.join_next().await.is_some() {}
-    }
-
-    async fn hold(
-        &self,
-        member: MemberId,
-        hash: [u8; 32],
-        size: u64,
-        limit: Duration,
-    ) -> Result<Result<(), String>, AskError> {
-        let mut stream = self.open(member, &Question::Hold { hash, size }).await?;
-        match reply(&mut stream, limit).await? {
-            Reply::Held(held) => Ok(held),
-            _ => Err(AskError::Unexpected),
-        }
-    }
-
-    /// Waits until a member is none any more.
-    async fn departs(&self, member: MemberId) {
-        while self.others().contains(&member) {
-            sleep(LOOK).await;
-        }
-    }
-
-    fn others(&self) -> Vec<MemberId> {
+    pub(super) fn others(&self) -> Vec<MemberId> {
         let me = self.shared.vault.tls().me;
         let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         members.iter().copied().filter(|member| *member != me).collect()
@@ -121,9 +78,10 @@ impl Peers {
     /// Sends a state copy to a joiner.
     pub(crate) async fn send_snapshot(&self, to: MemberId, snapshot: &Snapshot) -> Result<(), AskError> {
         let bytes = postcard::to_allocvec(snapshot).expect("plain data");
-        let (hash, size) = (*blake3::hash(&bytes).as_bytes(), bytes.len() as u64);
-        let mut stream = self.open(to, &Question::Snapshot { hash, size }).await?;
-        transfer::send(&mut stream, &bytes).await?;
+        let blob = Blob::of(&bytes);
+        let question = Question::Snapshot { hash: *blob.hash(), size: blob.size() };
+        let mut stream = self.open(to, Lane::Bulk, &question).await?;
+        transfer::send(&mut stream, &blob).await?;
         // The joiner closes when it has all.
         stream.shutdown().await?;
         Ok(())
@@ -136,7 +94,7 @@ impl Peers {
         message: Vec<u8>,
         limit: Duration,
     ) -> Result<Vec<u8>, AskError> {
-        let mut stream = self.open(to, &Question::Relay(message)).await?;
+        let mut stream = self.open(to, Lane::Bulk, &Question::Relay(message)).await?;
         match reply(&mut stream, limit).await? {
             Reply::Relayed(answer) => Ok(answer),
             _ => Err(AskError::Unexpected),
@@ -151,7 +109,7 @@ impl Peers {
         index: HistoryIndex,
         limit: Duration,
     ) -> Result<Option<Result<String, String>>, AskError> {
-        let mut stream = self.open(of, &Question::PluginReply { plugin, index }).await?;
+        let mut stream = self.open(of, Lane::Bulk, &Question::PluginReply { plugin, index }).await?;
         match reply(&mut stream, limit).await? {
             Reply::Plugin(reply) => Ok(reply),
             _ => Err(AskError::Unexpected),
@@ -171,7 +129,7 @@ impl Peers {
         message: Vec<u8>,
         limit: Duration,
     ) -> Result<Result<(), String>, AskError> {
-        let mut stream = self.open(to, &Question::Message { plugin, message }).await?;
+        let mut stream = self.open(to, Lane::Bulk, &Question::Message { plugin, message }).await?;
         match reply(&mut stream, limit).await? {
             Reply::Taken(taken) => Ok(taken),
             _ => Err(AskError::Unexpected),
@@ -187,7 +145,7 @@ impl Peers {
         order: Order,
         progress: Progress,
     ) -> Result<Process, AskError> {
-        let stream = self.open(at, &Question::Process { plugin, key, order, progress }).await?;
+        let stream = self.open(at, Lane::Bulk, &Question::Process { plugin, key, order, progress }).await?;
         Ok(Process { stream })
     }
 
@@ -199,7 +157,7 @@ impl Peers {
         key: String,
         limit: Duration,
     ) -> Result<(), AskError> {
-        let mut stream = self.open(at, &Question::EndProcess { plugin, key }).await?;
+        let mut stream = self.open(at, Lane::Bulk, &Question::EndProcess { plugin, key }).await?;
         match reply(&mut stream, limit).await? {
             Reply::Taken(_) => Ok(()),
             _ => Err(AskError::Unexpected),
@@ -208,26 +166,15 @@ impl Peers {
 
     /// Has another kernel copy its state, to be compared later.
     pub(crate) async fn copy_state(&self, of: MemberId) -> Result<Copied, AskError> {
-        let mut stream = self.open(of, &Question::Verify).await?;
+        let mut stream = self.open(of, Lane::Bulk, &Question::Verify).await?;
         match reply(&mut stream, SILENCE).await? {
             Reply::Copied(_) => Ok(Copied { stream }),
             _ => Err(AskError::Unexpected),
         }
     }
 
-    async fn fetch(&self, from: MemberId, hash: [u8; 32], size: u64) -> Result<Option<Vec<u8>>, AskError> {
-        let mut stream = self.open(from, &Question::Blob { hash }).await?;
-        match reply(&mut stream, SILENCE).await? {
-            Reply::None => Ok(None),
-            Reply::Transfer(announced) => {
-                Ok(Some(transfer::receive(&mut stream, &self.blobs, hash, announced, size).await?))
-            }
-            _ => Err(AskError::Unexpected),
-        }
-    }
-
     async fn plugin_snapshot(&self, from: MemberId, question: Question) -> Result<Option<Vec<u8>>, AskError> {
-        let mut stream = self.open(from, &question).await?;
+        let mut stream = self.open(from, Lane::Bulk, &question).await?;
         match reply(&mut stream, SILENCE).await? {
             Reply::None => Ok(None),
             Reply::Bytes(size) => Ok(Some(read_bytes(&mut stream, size, BLOB_MAX).await?)),
@@ -235,18 +182,15 @@ impl Peers {
         }
     }
 
-    async fn open(&self, to: MemberId, question: &Question) -> Result<Stream, AskError> {
-        let mut stream = dial(&self.shared, to, Lane::Bulk, None).await?;
+    pub(super) async fn open(
+        &self,
+        to: MemberId,
+        lane: Lane,
+        question: &Question,
+    ) -> Result<Stream, AskError> {
+        let mut stream = dial(&self.shared, to, lane, None).await?;
         frame::write(&mut stream, question).await?;
         Ok(stream)
-    }
-
-    /// Who may have a library: whoever proposed its load first.
-    fn holders(&self, hash: &[u8; 32]) -> Vec<MemberId> {
-        let me = self.shared.vault.tls().me;
-        let first = self.blobs.holder(hash).filter(|member| *member != me);
-        let others = self.others().into_iter().filter(|member| Some(*member) != first);
-        first.into_iter().chain(others).collect()
     }
 }
 
@@ -285,32 +229,14 @@ impl Copied {
 
 impl plugins::Peers for Peers {
     async fn library(&self, hash: [u8; 32], size: u64) -> Result<Arc<Vec<u8>>, String> {
-        let lock = {
-            let mut fetches = self.fetches.lock().unwrap_or_else(PoisonError::into_inner);
-            fetches.retain(|_, lock| Arc::strong_count(lock) > 1);
-            fetches.entry(hash).or_default().clone()
-        };
-        let _one_at_a_time = lock.lock().await;
-        if let Some(bytes) = self.blobs.get(&hash) {
-            return Ok(bytes);
-        }
-        let mut why = "no member has the library".to_owned();
-        for member in self.holders(&hash) {
-            match self.fetch(member, hash, size).await {
-                Ok(Some(bytes)) => match self.blobs.keep(hash, bytes) {
-                    Ok(bytes) => return Ok(bytes),
-                    Err(error) => why = error.to_string(),
-                },
-                Ok(None) => {}
-                Err(error) => why = error.to_string(),
-            }
-        }
-        Err(why)
+        let blob = self.hold(hash, size).await?;
+        let joined = self.bulk.run(async move { Arc::new(blob.join()) }).await;
+        joined.ok_or_else(|| "there was no room to put it together".into())
     }
 
     async fn executed(&self, by: MemberId, transaction: TransactionId) -> Option<Execution> {
         let asked = async {
-            let mut stream = self.open(by, &Question::Executed(transaction)).await?;
+            let mut stream = self.open(by, Lane::Bulk, &Question::Executed(transaction)).await?;
             match reply(&mut stream, EXECUTION).await? {
                 Reply::Executed(ended) => Ok(ended),
                 _ => Err(AskError::Unexpected),
@@ -340,7 +266,7 @@ impl plugins::Peers for Peers {
     }
 }
 
-async fn reply(stream: &mut Stream, limit: Duration) -> io::Result<Reply> {
+pub(super) async fn reply(stream: &mut Stream, limit: Duration) -> io::Result<Reply> {
     const _: () = assert!(PART < FRAME_MAX);
     tokio::time::timeout(limit, frame::read(stream, FRAME_MAX))
         .await

@@ -4,12 +4,17 @@
 //! that nothing is allocated on the word of the far end. Nothing here changes the replicated state.
 
 mod ask;
+mod blob;
 mod blobs;
+mod bulk;
+mod fetch;
 mod serve;
 mod transfer;
 
 pub(crate) use ask::Peers;
-pub(crate) use blobs::{BlobError, Blobs};
+pub(crate) use blob::{Blob, BlobError};
+pub(crate) use blobs::Blobs;
+pub(crate) use bulk::give_way;
 pub(crate) use serve::serve;
 
 use crate::plugins::Execution;
@@ -23,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// Largest question or answer, bytes; what is larger follows in parts.
 const FRAME_MAX: usize = 5 << 20;
 
-/// Bytes of one part.
+/// Bytes of one part. A blob that is handed on is a part behind at each member.
 const PART: usize = 256 << 10;
 
 /// Largest state copy, bytes.
@@ -42,10 +47,12 @@ enum Question {
         /// How many bytes.
         size: u64,
     },
-    /// The library with this hash, by a transfer.
+    /// The library with this hash, by a transfer (on a connection for libraries).
     Blob {
         /// BLAKE3.
         hash: [u8; 32],
+        /// Even if it has only begun to arrive.
+        arriving: bool,
     },
     /// Fetch the library with this hash from me, or from whoever has it: its load will be proposed.
     Hold {
@@ -142,32 +149,21 @@ async fn write_bytes(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> io::Re
     to.flush().await
 }
 
-/// Reads `size` bytes, at most `max`.
+/// Reads `size` bytes, at most `max`; memory grows with what comes.
 async fn read_bytes(from: &mut (impl AsyncRead + Unpin), size: u64, max: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    read_onto(from, &mut bytes, size, max).await?;
-    Ok(bytes)
-}
-
-/// Reads until there are `size` bytes, at most `max`. After an error `bytes` has what came before it.
-async fn read_onto(
-    from: &mut (impl AsyncRead + Unpin),
-    bytes: &mut Vec<u8>,
-    size: u64,
-    max: u64,
-) -> io::Result<()> {
     if size > max {
         let text = format!("{size} bytes are announced, where at most {max} are allowed");
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
-    let mut from = from.take(size.saturating_sub(bytes.len() as u64));
+    let mut bytes = Vec::new();
+    let mut from = from.take(size);
     while (bytes.len() as u64) < size {
         bytes.reserve(PART.min((size - bytes.len() as u64) as usize));
-        if from.read_buf(bytes).await? == 0 {
+        if from.read_buf(&mut bytes).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
-    Ok(())
+    Ok(bytes)
 }
 
 /// Bytes as bytes, not as a sequence of numbers.

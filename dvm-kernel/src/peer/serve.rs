@@ -5,8 +5,7 @@ use crate::local::Server;
 use crate::net::frame::{self, HELLO_MAX};
 use crate::net::hello::{Admittance, Hello, Knock, Lane};
 use crate::net::{self, Shared};
-use crate::plugins::{Peers as _, ToPlugins};
-use crate::security::ticket::hex;
+use crate::plugins::ToPlugins;
 use crate::services::keeper::End;
 use crate::services::processes::{Follow, News};
 use dvm_core::ids::MemberId;
@@ -23,7 +22,7 @@ use tokio_rustls::server::TlsStream;
 use zeroize::Zeroize;
 
 /// How long a peer may take to say what it wants.
-const HANDSHAKE: Duration = Duration::from_secs(5);
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(120);
@@ -132,18 +131,12 @@ async fn answer_once(
         Question::Snapshot { hash, size } => {
             return take_snapshot(server, from, &mut stream, hash, size).await;
         }
-        Question::Blob { hash } => {
-            let Some(bytes) = server.peers.blobs().get(&hash) else {
-                return frame::write(&mut stream, &Reply::None).await;
-            };
-            tracing::debug!(peer = %from, hash = hex(&hash), "library sent");
-            frame::write(&mut stream, &Reply::Transfer(bytes.len() as u64)).await?;
-            transfer::send(&mut stream, &bytes).await?;
-            return stream.shutdown().await;
+        Question::Blob { .. } => {
+            return Err(io::Error::other("a library is asked for on another connection"));
         }
         Question::Hold { hash, size } => {
             server.peers.blobs().held_by(hash, from);
-            Reply::Held(server.peers.library(hash, size).await.map(drop))
+            Reply::Held(server.peers.hold(hash, size).await.map(drop))
         }
         Question::PluginSnapshot { plugin, since, at_least } => {
             let (answer, answered) = oneshot::channel();
@@ -183,7 +176,7 @@ async fn answer_once(
 }
 
 /// The handshake and who it is; nothing for one that a cut must not hear.
-async fn introduce(
+pub(super) async fn introduce(
     shared: &Shared,
     stream: TcpStream,
 ) -> io::Result<Option<(TlsStream<TcpStream>, MemberId)>> {
@@ -207,8 +200,11 @@ async fn take_snapshot(
     if server.feed.phase() == Phase::Normal {
         return Err(io::Error::other("a state copy came, and this kernel is a member"));
     }
-    let bytes = transfer::receive(stream, server.peers.blobs(), hash, size, SNAPSHOT_MAX).await?;
-    let snapshot = postcard::from_bytes(&bytes).map_err(|error| io::Error::other(error.to_string()))?;
+    let blobs = server.peers.blobs();
+    let received = transfer::receive(stream, blobs, hash, size, SNAPSHOT_MAX).await;
+    let blob = received.map_err(|error| io::Error::other(error.to_string()))?;
+    blobs.forget(&hash);
+    let snapshot = postcard::from_bytes(&blob.join()).map_err(|error| io::Error::other(error.to_string()))?;
     tracing::info!(peer = %from, bytes = size, "state copy received");
     // The ring's task has ended: nobody needs the copy.
     let _ = server.ring.input(Input::Snapshot { from, snapshot: Box::new(snapshot) }).await;

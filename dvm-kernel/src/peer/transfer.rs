@@ -1,124 +1,263 @@
-//! Bytes on their way from one kernel to another, known by their hash. What has arrived outlives the connection it came
-//! on: the next one, from whoever has the same bytes, goes on where the last one broke off.
+//! A blob on its way from one kernel to another. Its outline goes first, then the receiver says how many parts it has, then
+//! come the others, each as soon as the sender has it itself.
+//!
+//! A part is kept and handed on only when the outline proves it. So what a receiver has outlives the connection it came on:
+//! the next one, from whoever has the same bytes, goes on there, even after a sender that sent wrong ones.
 
-use super::{Blobs, read_onto, write_bytes};
+use super::blob::{Blob, BlobError, Outline};
+use super::{BLOB_MAX, Blobs, PART};
 use crate::net::frame::{self, HELLO_MAX};
+use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use std::io;
-use tokio::io::{AsyncRead, AsyncWrite};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
 
-/// From the receiver: it has so many bytes already.
+/// How long nothing may come, or nothing be taken, before somebody else is asked.
+pub(super) const STALL: Duration = Duration::from_secs(2);
+
+/// Largest outline, bytes.
+const OUTLINE_MAX: usize = HELLO_MAX + (BLOB_MAX as usize).div_ceil(PART) * 32;
+
+/// From the receiver: it has so many parts already.
 #[derive(Debug, Serialize, Deserialize)]
 struct From(u64);
 
-/// Receives what was announced, and verifies it.
+/// Why a blob did not arrive. What has arrived is kept.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TransferError {
+    /// The connection was lost or stalled.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The sender sent something else; it is not to be asked again.
+    #[error(transparent)]
+    Wrong(#[from] BlobError),
+}
+
+/// Receives a blob of so many bytes, or what is missing of it.
 ///
 /// # Errors
-/// Of the connection, with what has arrived kept for another try; or that the bytes are others, which are forgotten.
+/// See [`TransferError`].
 pub(super) async fn receive(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     blobs: &Blobs,
     hash: [u8; 32],
     size: u64,
     max: u64,
-) -> io::Result<Vec<u8>> {
-    let mut begun = Begun { blobs, hash, bytes: blobs.take_begun(&hash) };
-    begun.bytes.truncate(usize::try_from(size).unwrap_or(usize::MAX));
-    frame::write(stream, &From(begun.bytes.len() as u64)).await?;
-    read_onto(stream, &mut begun.bytes, size, max).await?;
-    let bytes = std::mem::take(&mut begun.bytes);
-    if *blake3::hash(&bytes).as_bytes() != hash {
-        let text = "the bytes that came are not those that were announced";
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+) -> Result<Arc<Blob>, TransferError> {
+    if size > max {
+        return Err(BlobError::TooLarge { size, max }.into());
     }
-    Ok(bytes)
+    let outline: Outline = in_time(frame::read(stream, OUTLINE_MAX)).await?;
+    let blob = blobs.begin(hash, size, outline)?;
+    frame::write(stream, &From(blob.here() as u64)).await?;
+    for at in blob.here()..blob.count() {
+        let part = read_part(stream, blob.part_size(at)).await?;
+        blob.push(at, part)?;
+        tokio::task::yield_now().await;
+    }
+    Ok(blob)
 }
 
-/// Sends what the receiver does not have.
+/// Sends what the receiver does not have, in step with its own arrival.
 ///
 /// # Errors
-/// Of the connection; or the receiver claims to have more than there is.
-pub(super) async fn send(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), bytes: &[u8]) -> io::Result<()> {
-    let From(offset) = frame::read(stream, HELLO_MAX).await?;
-    let missing = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..));
-    let missing = missing.ok_or_else(|| {
-        let text = format!("it has {offset} bytes of {}", bytes.len());
+/// Of the connection; the blob does not go on arriving; or the receiver claims to have more than there is.
+pub(super) async fn send(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), blob: &Blob) -> io::Result<()> {
+    frame::write(stream, blob.outline()).await?;
+    let From(begin) = in_time(frame::read(stream, HELLO_MAX)).await?;
+    let begin = usize::try_from(begin).ok().filter(|begin| *begin <= blob.count()).ok_or_else(|| {
+        let text = format!("it has {begin} parts of {}", blob.count());
         io::Error::new(io::ErrorKind::InvalidData, text)
     })?;
-    write_bytes(stream, missing).await
+    for at in begin..blob.count() {
+        let part = in_time(async { Ok(blob.part(at).await) }).await?;
+        in_time(stream.write_all(&part)).await?;
+        tokio::task::yield_now().await;
+    }
+    in_time(stream.flush()).await
 }
 
-/// What has arrived so far. Dropped before all is there, it is kept.
-struct Begun<'a> {
-    blobs: &'a Blobs,
-    hash: [u8; 32],
-    bytes: Vec<u8>,
-}
-
-impl Drop for Begun<'_> {
-    fn drop(&mut self) {
-        let bytes = std::mem::take(&mut self.bytes);
-        if !bytes.is_empty() {
-            self.blobs.keep_begun(self.hash, bytes);
+async fn read_part(from: &mut (impl AsyncRead + Unpin), size: usize) -> io::Result<Bytes> {
+    let mut part = BytesMut::with_capacity(size);
+    let mut from = from.take(size as u64);
+    while part.len() < size {
+        if in_time(from.read_buf(&mut part)).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
+    Ok(part.freeze())
+}
+
+async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(STALL, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::io::{DuplexStream, duplex};
 
-    const SIZE: usize = 1 << 20;
+    const COUNT: usize = 6;
+    const SIZE: usize = COUNT * PART - 1_000;
 
-    /// A connection that carries `passes` bytes of what is sent and then breaks.
-    async fn broken(bytes: &[u8], blobs: &Blobs, passes: usize) -> (u64, io::Result<Vec<u8>>) {
-        let hash = *blake3::hash(bytes).as_bytes();
-        let (mut here, mut there) = duplex(64 << 10);
-        let sent = async {
-            let From(offset) = frame::read(&mut there, HELLO_MAX).await.expect("an offset");
-            there.write_all(&bytes[offset as usize..][..passes]).await.expect("room");
-            drop(there);
-            offset
+    fn bytes() -> Vec<u8> {
+        (0..SIZE).map(|at| (at / 3 * 7) as u8).collect()
+    }
+
+    async fn get(
+        stream: &mut DuplexStream,
+        blobs: &Blobs,
+        hash: [u8; 32],
+    ) -> Result<Arc<Blob>, TransferError> {
+        receive(stream, blobs, hash, SIZE as u64, SIZE as u64).await
+    }
+
+    /// Another kernel's end of a connection: it announces the outline, hears from where, and is on its own then.
+    async fn announce(stream: &mut DuplexStream, whole: &Blob) -> usize {
+        frame::write(stream, whole.outline()).await.expect("room");
+        let From(begin) = frame::read(stream, HELLO_MAX).await.expect("where to begin");
+        begin as usize
+    }
+
+    /// Sends so many parts, and a bit of the next one, and is gone.
+    async fn die_after(mut stream: DuplexStream, whole: &Blob, parts: usize) -> usize {
+        let begin = announce(&mut stream, whole).await;
+        for at in begin..begin + parts {
+            stream.write_all(&whole.part(at).await).await.expect("room");
+        }
+        stream.write_all(&whole.part(begin + parts).await[..1_000]).await.expect("room");
+        begin
+    }
+
+    #[tokio::test]
+    async fn a_blob_is_handed_on_while_it_arrives() {
+        let (whole, near, far) = (Blob::of(&bytes()), Blobs::default(), Blobs::default());
+        let (mut source, mut near_in) = duplex(PART);
+        let (mut near_out, mut far_in) = duplex(PART);
+        let source = async {
+            assert_eq!(announce(&mut source, &whole).await, 0);
+            for at in 0..COUNT {
+                source.write_all(&whole.part(at).await).await.expect("room");
+                // The next part leaves only when this one has come through the member between to the one behind it.
+                far.appears(whole.hash()).await.part(at).await;
+            }
         };
-        tokio::join!(sent, receive(&mut here, blobs, hash, SIZE as u64, SIZE as u64))
+        let hand_on = async {
+            let blob = near.appears(whole.hash()).await;
+            send(&mut near_out, &blob).await
+        };
+        let (near_got, far_got) =
+            (get(&mut near_in, &near, *whole.hash()), get(&mut far_in, &far, *whole.hash()));
+        let ((), near_got, sent, far_got) = tokio::join!(source, near_got, hand_on, far_got);
+        sent.expect("it is sent");
+        for got in [near_got, far_got] {
+            assert_eq!(got.expect("it is whole").join(), bytes());
+        }
     }
 
     #[tokio::test]
     async fn a_transfer_goes_on_where_it_broke_off() {
-        let bytes: Vec<u8> = (0..SIZE).map(|i| (i * 7) as u8).collect();
-        let hash = *blake3::hash(&bytes).as_bytes();
-        let blobs = Blobs::default();
-        let (offset, result) = broken(&bytes, &blobs, 300_000).await;
-        assert_eq!((offset, result.is_err()), (0, true));
-        let (offset, result) = broken(&bytes, &blobs, 400_000).await;
-        assert_eq!((offset, result.is_err()), (300_000, true));
-        let (mut here, mut there) = duplex(64 << 10);
-        let (sent, received) = tokio::join!(
-            send(&mut there, &bytes),
-            receive(&mut here, &blobs, hash, SIZE as u64, SIZE as u64)
-        );
+        let (whole, blobs) = (Blob::of(&bytes()), Blobs::default());
+        for (parts, begun) in [(2, 0), (1, 2)] {
+            let (there, mut here) = duplex(PART);
+            let (begin, got) =
+                tokio::join!(die_after(there, &whole, parts), get(&mut here, &blobs, *whole.hash()));
+            assert_eq!(begin, begun);
+            assert!(matches!(got, Err(TransferError::Io(_))), "{got:?}");
+        }
+        // From another one, which is itself only a part further.
+        let other = Blob::begin(*whole.hash(), whole.size(), whole.outline().clone()).expect("its outline");
+        let (mut there, mut here) = duplex(PART);
+        let arrive = async {
+            for at in 0..COUNT {
+                other.push(at, whole.part(at).await).expect("it is right");
+                tokio::task::yield_now().await;
+            }
+        };
+        let (sent, (), got) =
+            tokio::join!(send(&mut there, &other), arrive, get(&mut here, &blobs, *whole.hash()));
         sent.expect("it is sent");
-        assert!(received.expect("it is whole") == bytes);
-        assert!(blobs.take_begun(&hash).is_empty(), "nothing is left");
+        assert_eq!(got.expect("it is whole").join(), bytes());
     }
 
     #[tokio::test]
-    async fn other_bytes_and_absurd_offsets_are_refused_and_forgotten() {
-        let (bytes, blobs) = (vec![1; 1_000], Blobs::default());
-        let (mut here, mut there) = duplex(4_096);
-        let received = receive(&mut here, &blobs, [9; 32], 1_000, 1_000);
-        let (_, received) = tokio::join!(send(&mut there, &bytes), received);
-        assert_eq!(received.expect_err("another hash").kind(), io::ErrorKind::InvalidData);
-        assert!(blobs.take_begun(&[9; 32]).is_empty());
-        let (mut here, mut there) = duplex(4_096);
-        frame::write(&mut here, &From(1_001)).await.expect("room");
-        assert!(send(&mut there, &bytes).await.is_err());
+    async fn a_wrong_byte_goes_no_further_and_spoils_nothing() {
+        let (whole, near, far) = (Blob::of(&bytes()), Blobs::default(), Blobs::default());
+        let (mut liar, mut near_in) = duplex(PART);
+        let (mut near_out, mut far_in) = duplex(PART);
+        let lie = async {
+            announce(&mut liar, &whole).await;
+            let mut sent = whole.join();
+            sent[2 * PART + 77] ^= 0x10;
+            // Nobody need take all of it.
+            let _ = liar.write_all(&sent).await;
+        };
+        let near_got = async {
+            let got = get(&mut near_in, &near, *whole.hash()).await;
+            assert!(matches!(got, Err(TransferError::Wrong(BlobError::Part { at: 2 }))), "{got:?}");
+            drop(near_in);
+            // Whoever is behind got what was right, and waits meanwhile.
+            let arriving = far.appears(whole.hash()).await;
+            arriving.part(1).await;
+            assert_eq!(arriving.here(), 2);
+            let (mut honest, mut again) = duplex(PART);
+            let (sent, got) = tokio::join!(send(&mut honest, &whole), get(&mut again, &near, *whole.hash()));
+            sent.expect("it is sent");
+            got
+        };
+        let hand_on = async {
+            let blob = near.appears(whole.hash()).await;
+            send(&mut near_out, &blob).await
+        };
+        let far_got = get(&mut far_in, &far, *whole.hash());
+        let ((), near_got, sent, far_got) = tokio::join!(lie, near_got, hand_on, far_got);
+        sent.expect("it is sent");
+        for got in [near_got, far_got] {
+            assert_eq!(got.expect("it is whole").join(), bytes());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_makes_no_sense_is_refused() {
+        let (whole, blobs) = (Blob::of(&bytes()), Blobs::default());
+        // The outline of something else.
+        let (mut there, mut here) = duplex(PART);
+        let other = Blob::of(&[7; SIZE]);
+        let (_, got) = tokio::join!(send(&mut there, &other), async {
+            let got = get(&mut here, &blobs, *whole.hash()).await;
+            drop(here);
+            got
+        });
+        assert!(matches!(got, Err(TransferError::Wrong(BlobError::Outline { .. }))), "{got:?}");
+        assert!(blobs.get(whole.hash()).is_none());
+        // A receiver that has more than there is.
+        let (mut there, mut here) = duplex(PART);
+        frame::write(&mut here, &From(COUNT as u64 + 1)).await.expect("room");
+        assert!(send(&mut there, &whole).await.is_err());
         // More is announced than is allowed: nothing is read.
-        let (mut here, mut there) = duplex(4_096);
-        assert!(receive(&mut here, &blobs, [9; 32], 1_001, 1_000).await.is_err());
-        drop(here);
-        let mut said = Vec::new();
-        there.read_to_end(&mut said).await.expect("an end");
+        let (_there, mut here) = duplex(PART);
+        let got = receive(&mut here, &blobs, *whole.hash(), SIZE as u64, SIZE as u64 - 1).await;
+        assert!(matches!(got, Err(TransferError::Wrong(BlobError::TooLarge { .. }))), "{got:?}");
+    }
+
+    #[tokio::test]
+    async fn who_stalls_is_given_up() {
+        let (whole, blobs) = (Blob::of(&bytes()), Blobs::default());
+        let (mut there, mut here) = duplex(PART);
+        let stall = async {
+            announce(&mut there, &whole).await;
+            there.write_all(&whole.part(0).await).await.expect("room");
+        };
+        // And who takes nothing.
+        let (mut sender, mut deaf) = duplex(PART);
+        frame::write(&mut deaf, &From(0)).await.expect("room");
+        let got = get(&mut here, &blobs, *whole.hash());
+        let ((), got, sent) = tokio::join!(stall, got, send(&mut sender, &whole));
+        assert!(matches!(got, Err(TransferError::Io(error)) if error.kind() == io::ErrorKind::TimedOut));
+        assert_eq!(blobs.get(whole.hash()).expect("it is kept").here(), 1);
+        assert_eq!(sent.expect_err("no end").kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -16,8 +16,9 @@ pub(super) const FRAME_MAX: usize = 512 << 20;
 /// To the child. Payloads are in the plug-in's format; `place`, `meta` and events as the plug-in API encodes them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum ToChild {
-    /// Load the library, a private copy; its instance asks for services so.
-    Open { library: PathBuf, access: Access },
+    /// Load the library: a private copy, and the hash of it. Inside the kernel there is no copy of what is mapped. Its
+    /// instance asks for services as `access` has it.
+    Open { library: PathBuf, hash: [u8; 32], access: Access },
     /// Would this configuration do?
     Validate { config: Bytes, place: Bytes },
     /// Start the instance.

@@ -1,13 +1,17 @@
-//! The child that holds a plug-in: `dvm-kernel plugin-host`.
+//! The far end that holds a plug-in: a process, `dvm-kernel plugin-host`, or a [thread](super::thread) of the kernel.
 //!
-//! Its standard input is a socket to the kernel; output and error go to the kernel's log. It dies with its kernel,
-//! leaves no core, holds none of its parent's descriptors, and ends when the socket does.
+//! It answers what comes by a socket, and ends when that does. As a process it has the socket as its standard input;
+//! output and error go to the kernel's log. It dies with its kernel, leaves no core, and holds none of its parent's
+//! descriptors.
 
 use super::channel::{self, FromChild, ToChild};
-use crate::services::asker::{Asker, during};
+use super::context::{Context, Log};
+use super::inside::Inside;
+use crate::services::asker::{Access, during};
 use bytes::BytesMut;
+use dvm_core::ids::Name;
 use dvm_plugin_api::Role;
-use dvm_plugin_api::abi::{HostCalls, HostCallsRef, Out, Slice, status};
+use dvm_plugin_api::abi::HostCallsRef;
 use dvm_plugin_api::host::{CallError, Instance, Module};
 use dvm_plugin_api::service::Moment;
 use rustix::fs::{MemfdFlags, SealFlags, StatVfsMountFlags};
@@ -18,7 +22,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::OnceLock;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Answers wait for company so long, and no longer.
@@ -30,7 +34,8 @@ const READ_BYTES: usize = 256 << 10;
 
 /// The process, from start to end.
 pub(crate) fn main() -> ExitCode {
-    match settle().and_then(serve) {
+    let mut hosted = Hosted::new(Context::new(Log::Stderr), None);
+    match settle().and_then(|socket| serve(socket, &mut hosted)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("plug-in host: {error}");
@@ -75,8 +80,11 @@ pub(crate) fn close_inherited() -> io::Result<()> {
     Ok(())
 }
 
-fn serve(mut socket: UnixStream) -> io::Result<()> {
-    let mut hosted = Hosted::default();
+/// Answers what comes, until the plug-in is to stop or the socket ends.
+///
+/// # Errors
+/// The socket's, and frames that do not read.
+pub(super) fn serve(mut socket: UnixStream, hosted: &mut Hosted) -> io::Result<()> {
     let (mut received, mut answers) = (BytesMut::new(), Vec::new());
     let mut chunk = vec![0; READ_BYTES];
     let mut flushed = Instant::now();
@@ -104,35 +112,58 @@ fn serve(mut socket: UnixStream) -> io::Result<()> {
     }
 }
 
-/// What the child holds.
-#[derive(Default)]
-struct Hosted {
+/// What the far end holds.
+pub(super) struct Hosted {
+    context: &'static Context,
+    calls: HostCallsRef,
+    /// Inside a kernel: where its images are, and the plug-in's name.
+    inside: Option<(Arc<Inside>, Name)>,
     module: Option<Module>,
     instance: Option<Instance>,
 }
 
 impl Hosted {
+    pub(super) fn new(context: &'static Context, inside: Option<(Arc<Inside>, Name)>) -> Self {
+        Self { context, calls: context.calls(), inside, module: None, instance: None }
+    }
+
+    /// Ends an instance that was not told to stop: no process ends with it.
+    pub(super) fn end(&mut self) {
+        if let Some(instance) = self.instance.take() {
+            // Nobody hears of it any more.
+            let _ = during(Moment::Callback, || instance.stop());
+        }
+    }
+
+    fn open(&mut self, library: &Path, hash: [u8; 32], access: Access) -> FromChild {
+        let module = match &self.inside {
+            Some((inside, plugin)) => inside.open(hash, plugin, || load(library)),
+            None => load(library),
+        };
+        match module {
+            Ok(module) => {
+                self.context.opened(access);
+                self.module = Some(module);
+                done(Vec::new())
+            }
+            Err((code, reason)) => FromChild::NotLoaded { code: code.into(), reason },
+        }
+    }
+
     fn handle(&mut self, message: ToChild) -> FromChild {
+        let calls = self.calls;
         match message {
-            ToChild::Open { library, access } => match load(&library) {
-                Ok(module) => {
-                    // A child holds one library.
-                    let _ = ASKER.set(Asker::new(access));
-                    self.module = Some(module);
-                    done(Vec::new())
-                }
-                Err((code, reason)) => FromChild::NotLoaded { code: code.into(), reason },
-            },
+            ToChild::Open { library, hash, access } => self.open(&library, hash, access),
             ToChild::Validate { config, place } => match &self.module {
                 Some(module) => {
-                    let validate = || module.validate(&config, &place, calls());
+                    let validate = || module.validate(&config, &place, calls);
                     answer(during(Moment::Validate, validate).map(|()| Vec::new()))
                 }
                 None => missing("library"),
             },
             ToChild::Start { config, place } => match &self.module {
                 Some(module) => {
-                    let started = during(Moment::Start, || module.start(&config, &place, calls()));
+                    let started = during(Moment::Start, || module.start(&config, &place, calls));
                     answer(started.map(|instance| {
                         self.instance = Some(instance);
                         Vec::new()
@@ -144,8 +175,17 @@ impl Hosted {
                 Some(instance) => answer(during(Moment::Callback, || instance.stop()).map(|()| Vec::new())),
                 None => done(Vec::new()),
             },
+            ToChild::Lease { until_us } => {
+                self.context.leased(until_us);
+                done(Vec::new())
+            }
             other => match &mut self.instance {
-                Some(instance) => answer(during(moment(&other), || call(instance, other))),
+                Some(instance) => {
+                    if let ToChild::Role { fence, .. } = &other {
+                        self.context.promoted(*fence);
+                    }
+                    answer(during(moment(&other), || call(instance, other)))
+                }
                 None => missing("instance"),
             },
         }
@@ -171,17 +211,14 @@ fn call(instance: &mut Instance, message: ToChild) -> Result<Vec<u8>, CallError>
         ToChild::Configure(config) => instance.configure(&config).map(nothing),
         ToChild::Event(event) => instance.on_event(&event).map(nothing),
         ToChild::Place(place) => instance.on_place(&place).map(nothing),
-        ToChild::Role { role, fence } => {
-            acting::promoted(fence);
-            instance.on_role(role_of(role, fence)).map(nothing)
-        }
-        ToChild::Lease { until_us } => {
-            acting::leased(until_us);
-            Ok(Vec::new())
-        }
+        ToChild::Role { role, fence } => instance.on_role(role_of(role, fence)).map(nothing),
         ToChild::Restore(state) => instance.restore(&state).map(nothing),
         ToChild::Snapshot => instance.snapshot(),
-        ToChild::Open { .. } | ToChild::Validate { .. } | ToChild::Start { .. } | ToChild::Stop => {
+        ToChild::Open { .. }
+        | ToChild::Validate { .. }
+        | ToChild::Start { .. }
+        | ToChild::Lease { .. }
+        | ToChild::Stop => {
             unreachable!("answered without an instance")
         }
     }
@@ -192,30 +229,6 @@ fn role_of(role: u32, fence: u64) -> Role {
         dvm_plugin_api::abi::role::PRIMARY => Role::Primary { fence },
         dvm_plugin_api::abi::role::STANDBY => Role::Standby,
         _ => Role::Active,
-    }
-}
-
-/// Whether this process's instance may act on the world: it is the primary, and its lease runs. Its own clock tells, so
-/// that it stops though its kernel is stopped.
-mod acting {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    static FENCE: AtomicU64 = AtomicU64::new(0);
-    static UNTIL_US: AtomicU64 = AtomicU64::new(0);
-
-    /// The token of the promotion; 0 when it is no primary.
-    pub(super) fn promoted(fence: u64) {
-        FENCE.store(fence, Ordering::Release);
-    }
-
-    pub(super) fn leased(until_us: u64) {
-        UNTIL_US.store(until_us, Ordering::Release);
-    }
-
-    /// The token under which the instance may act now; 0 if it may not.
-    pub(super) extern "C" fn token(_: *const ()) -> u64 {
-        let leased = crate::clock::boot_us() < UNTIL_US.load(Ordering::Acquire);
-        if leased { FENCE.load(Ordering::Acquire) } else { 0 }
     }
 }
 
@@ -260,30 +273,3 @@ fn executable(library: &Path) -> io::Result<PathBuf> {
     std::mem::forget(memory);
     Ok(path.into())
 }
-
-/// The host's services. A logged line goes to standard error with its level before it, as `sd-daemon(3)` has it.
-fn calls() -> HostCallsRef {
-    static CALLS: OnceLock<HostCallsRef> = OnceLock::new();
-    extern "C" fn log(_: *const (), level: u8, text: Slice<'_>) {
-        let text = String::from_utf8_lossy(text.as_slice());
-        let lines: String = text.lines().map(|line| format!("<{level}>{line}\n")).collect();
-        // A log that cannot be written has nowhere to complain.
-        let _ = io::stderr().write_all(lines.as_bytes());
-    }
-    extern "C" fn ask(_: *const (), request: Slice<'_>, out: Out) -> u32 {
-        let told = match ASKER.get() {
-            Some(asker) => asker.ask(request.as_slice()),
-            None => Err("nothing can be asked while the library is loaded".into()),
-        };
-        let (status, bytes) = match told {
-            Ok(answer) => (status::OK, answer),
-            Err(text) => (status::ERROR, text.into_bytes()),
-        };
-        (out.write)(out.ctx, Slice::from_slice(&bytes));
-        status
-    }
-    *CALLS.get_or_init(|| HostCalls { ctx: std::ptr::null(), log, token: acting::token, ask }.leak())
-}
-
-/// What the instance of this process asks with.
-static ASKER: OnceLock<Asker> = OnceLock::new();

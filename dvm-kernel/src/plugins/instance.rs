@@ -17,17 +17,19 @@
 
 mod serving;
 
+use super::application::Attach;
 use super::history::{Base, History, Item, Start};
-use super::launch::{Trouble, Until, launch};
+use super::launch::{Trouble, Until, launch, launch_in};
 use super::link::Link;
 use super::manager::Shared;
+use super::prepare::Successor;
 use super::process::Ending;
 use super::replies::{Replies, Reply, Tail};
 use super::{FromPlugins, Peers, ReplyError, payload};
 use bytes::Bytes;
 use dvm_core::ids::{HistoryIndex, MemberId};
 use dvm_core::state::{
-    InstanceChange, InstanceFailure, InstanceReport, Library, Limits, Mode, Payload, PluginSpec,
+    InstanceChange, InstanceFailure, InstanceReport, Library, Limits, Mode, Payload, Placement, PluginSpec,
     SnapshotEvery,
 };
 use serde::{Deserialize, Serialize};
@@ -78,12 +80,14 @@ pub(super) enum Message {
     Query { command: Bytes, asker: Asker },
     /// A snapshot for another member; everything up to `index` was told before.
     Snapshot { index: u64, answer: oneshot::Sender<Option<Vec<u8>>> },
-    /// The state as it is now, for a try of another library; none if this instance has no state of its own.
+    /// The state as it is now, or is kept, for a try of another library; none if this instance has none.
     State { answer: oneshot::Sender<Option<Bytes>> },
-    /// Go on with another library, from the state as it is then.
-    Upgrade(Library),
+    /// Go on with another library, from the state as it is then; with a child of it that was begun before.
+    Upgrade { library: Library, next: Option<Box<Successor>> },
     /// Would this configuration do?
     Validate { config: Bytes, answer: oneshot::Sender<Result<(), Trouble>> },
+    /// An application wants to run it.
+    Attach(Attach),
     /// Kill its process.
     Kill(oneshot::Sender<bool>),
     /// The plug-in is unloaded.
@@ -162,7 +166,7 @@ impl Failure {
 
     fn of(ending: Ending) -> Self {
         let cause = match ending {
-            Ending::Exit(_) => "exit",
+            Ending::Exit(_) | Ending::Thread | Ending::Gone => "exit",
             Ending::Signal(_) => "signal",
         };
         Self { cause, ending: Some(ending), detail: ending.text() }
@@ -178,6 +182,8 @@ pub(super) struct Instance<P> {
     place: Bytes,
     others: Vec<MemberId>,
     inbox: mpsc::Receiver<Message>,
+    /// The child to go on with after an upgrade.
+    next: Option<Box<Successor>>,
     /// To its own inbox, for what it starts.
     own: mpsc::WeakSender<Message>,
     gauge: Arc<Gauge>,
@@ -233,6 +239,7 @@ pub(super) fn start<P: Peers>(shared: Arc<Shared<P>>, beginning: Beginning) -> H
         place,
         others,
         inbox,
+        next: None,
         own: to.downgrade(),
         gauge: gauge.clone(),
         applies: all_apply(spec.mode),
@@ -342,6 +349,14 @@ impl<P: Peers> Instance<P> {
         }
     }
 
+    /// The state of its last snapshot, if there is one.
+    fn kept(&self) -> Option<Bytes> {
+        match &self.history.base().state {
+            Start::From(state) => Some(state.clone()),
+            Start::Fresh | Start::Elsewhere => None,
+        }
+    }
+
     /// Whether its role says that it applies what it is told.
     fn is_to_apply(&self) -> bool {
         all_apply(self.spec.mode) || self.primary.is_some()
@@ -361,12 +376,20 @@ impl<P: Peers> Instance<P> {
 
     /// Gets a state and a child.
     async fn launch(&mut self, tells: Tells) -> Phase {
+        let mut application = None;
+        if self.spec.placement == Placement::Application {
+            application = self.application().await;
+            if application.is_none() {
+                return Phase::Over;
+            }
+        }
         let deadline = Instant::now() + LAUNCH;
         let (shared, spec, place) = (self.shared.clone(), self.spec.clone(), self.place.clone());
         let own = self.history.base().clone();
         let source = Source { others: self.others.clone(), since: self.since, at_least: self.history.last() };
         let (applies, library) = (self.is_to_apply(), self.spec.library.hash);
         let until = if applies { Until::Restored } else { Until::Started };
+        let next = self.next.take();
         let work = async move {
             // What begins again though nothing is wrong with it has its own state.
             let bundle = match own.state == Start::Elsewhere || applies && tells != Tells::Nothing {
@@ -381,7 +404,15 @@ impl<P: Peers> Instance<P> {
                 None if spec.stateless => (Base { state: Start::Fresh, ..own }, None),
                 None => (own, None),
             };
-            let link = launch(&shared, &spec, &base, &place, until, deadline).await?;
+            let next = match next {
+                Some(next) => next.take_over(&spec, &base, &place, until, deadline).await,
+                None => None,
+            };
+            let link = match (next, application) {
+                (Some(link), _) => link,
+                (None, Some(link)) => launch_in(link, &spec, &base, &place, until, deadline).await?,
+                (None, None) => launch(&shared, &spec, &base, &place, until, deadline).await?,
+            };
             Ok::<_, Trouble>((link, base, replies))
         };
         tokio::pin!(work);
@@ -409,6 +440,24 @@ impl<P: Peers> Instance<P> {
             Err(trouble) => {
                 let cause = if trouble.timeout { "hang" } else { "exit" };
                 self.failed(Failure::new(cause, format!("{}: {}", trouble.stage, trouble.reason)))
+            }
+        }
+    }
+
+    /// Waits for an application; none if the plug-in is unloaded first.
+    async fn application(&mut self) -> Option<Link> {
+        loop {
+            match self.inbox.recv().await {
+                None | Some(Message::Stop) => return None,
+                Some(Message::Attach(attach)) => match attach.accept() {
+                    Ok(link) => return Some(link),
+                    Err(error) => {
+                        tracing::warn!(plugin = self.spec.name, %error, "an application could not attach")
+                    }
+                },
+                // Nothing that runs would object.
+                Some(Message::Validate { answer, .. }) => drop(answer.send(Ok(()))),
+                Some(message) => self.while_down(message, "no application has attached for it", false),
             }
         }
     }
@@ -443,7 +492,7 @@ impl<P: Peers> Instance<P> {
 
     /// What becomes of a failed instance.
     fn failed(&mut self, failure: Failure) -> Phase {
-        let killed = failure.ending == Some(Ending::KILLED);
+        let killed = matches!(failure.ending, Some(Ending::KILLED | Ending::Thread | Ending::Gone));
         // An instance that somebody killed is not to blame for it, unless it happens again at the same place.
         if let Some(index) = self.history.suspect().filter(|_| !killed || self.history.is_careful()) {
             self.killers.push(index);
@@ -454,7 +503,9 @@ impl<P: Peers> Instance<P> {
         while self.restarts.front().is_some_and(|at| now.duration_since(*at) > window) {
             self.restarts.pop_front();
         }
-        let again = self.restarts.len() < self.spec.restart.times as usize;
+        // Whoever attaches does so by itself, and as often as it likes.
+        let again = self.restarts.len() < self.spec.restart.times as usize
+            || self.spec.placement == Placement::Application;
         // Somebody else is the primary by the time that this is told.
         self.primary = None;
         self.applies = self.is_to_apply();
@@ -470,7 +521,9 @@ impl<P: Peers> Instance<P> {
         if !again {
             return Phase::Failed { why: detail };
         }
-        self.restarts.push_back(now);
+        if self.spec.placement != Placement::Application {
+            self.restarts.push_back(now);
+        }
         Phase::Launching { tells: Tells::Restarted }
     }
 
@@ -497,9 +550,13 @@ impl<P: Peers> Instance<P> {
             },
             Message::Query { asker, .. } => drop(asker.send(Err(self.not_running(why)))),
             Message::Snapshot { answer, .. } => drop(answer.send(None)),
-            Message::State { answer } => drop(answer.send(None)),
-            Message::Upgrade(library) => self.spec.library = library,
+            Message::State { answer } => drop(answer.send(self.kept())),
+            Message::Upgrade { library, next } => {
+                self.spec.library = library;
+                self.next = next.filter(|_| !for_good);
+            }
             Message::Validate { answer, .. } => drop(answer.send(Err(not_validated(why)))),
+            Message::Attach(attach) => attach.refuse(self.not_running(why).to_string()),
             Message::Kill(done) => drop(done.send(false)),
         }
     }

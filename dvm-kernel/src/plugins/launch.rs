@@ -8,7 +8,7 @@ use super::manager::Shared;
 use super::process::Ending;
 use crate::services::asker::Access;
 use bytes::Bytes;
-use dvm_core::state::{Mode, Placement, PluginSpec};
+use dvm_core::state::{Limits, Mode, Placement, PluginSpec};
 use dvm_core::wire::{ExecResult, Verdict};
 use dvm_plugin_api::abi::role;
 use dvm_plugin_api::manifest;
@@ -16,9 +16,14 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::time::{Instant, timeout_at};
+
+/// Why limits and placement `kernel` do not go together.
+pub(crate) const NO_LIMITS: &str = "what an instance inside the kernel uses cannot be told from what the kernel uses, and so it has no --limit";
+
+/// Why limits and placement `application` do not go together.
+pub(crate) const ITS_OWN: &str = "what an application uses is its own, and so its instances have no --limit";
 
 /// What stopped a launch. Nothing of it is left.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +42,7 @@ impl Trouble {
     pub(super) fn late(stage: &'static str) -> Self {
         let reason = match stage {
             "fetch" => "the library did not arrive in time",
-            _ => "no answer in time; the plug-in's process was ended",
+            _ => "no answer in time; the instance was ended",
         };
         Self { timeout: true, ..Self::new(stage, "timeout", reason) }
     }
@@ -53,10 +58,10 @@ impl Trouble {
 pub(super) fn is_possible(spec: &PluginSpec) -> Result<(), Trouble> {
     match spec.placement {
         Placement::Process => Ok(()),
-        Placement::Kernel | Placement::Application => {
-            let reason = "this kernel does not run plug-ins outside a process of their own yet";
-            Err(Trouble::new("check", "limit", reason))
-        }
+        Placement::Kernel if spec.limits == Limits::default() => Ok(()),
+        Placement::Kernel => Err(Trouble::new("check", "limit", NO_LIMITS)),
+        Placement::Application if spec.limits == Limits::default() => Ok(()),
+        Placement::Application => Err(Trouble::new("check", "limit", ITS_OWN)),
     }
 }
 
@@ -77,7 +82,7 @@ pub(super) fn first_role(mode: Mode) -> ToChild {
     ToChild::Role { role, fence: 0 }
 }
 
-/// Starts an instance from `base`. The child is asked whether the configuration would do only where the state is new.
+/// Starts an instance from `base`, with its role.
 pub(super) async fn launch<P: Peers>(
     shared: &Shared<P>,
     spec: &PluginSpec,
@@ -86,17 +91,92 @@ pub(super) async fn launch<P: Peers>(
     until: Until,
     deadline: Instant,
 ) -> Result<Link, Trouble> {
+    let mut link = begin(shared, spec, base, place, until, deadline).await?;
+    if until != Until::Valid {
+        hand_over(&mut link, spec, base, until, deadline).await?;
+    }
+    Ok(link)
+}
+
+/// The same where the code is there already: in an application that has come.
+pub(super) async fn launch_in(
+    mut link: Link,
+    spec: &PluginSpec,
+    base: &Base,
+    place: &Bytes,
+    until: Until,
+    deadline: Instant,
+) -> Result<Link, Trouble> {
+    start(&mut link, base, place, until, deadline).await?;
+    hand_over(&mut link, spec, base, until, deadline).await?;
+    Ok(link)
+}
+
+/// Gives an instance that was begun its state and its role.
+pub(super) async fn hand_over(
+    link: &mut Link,
+    spec: &PluginSpec,
+    base: &Base,
+    until: Until,
+    deadline: Instant,
+) -> Result<(), Trouble> {
+    if let (Start::From(state), Until::Restored) = (&base.state, until) {
+        ask(link, "restore", &ToChild::Restore(state.clone()), deadline).await?;
+    }
+    ask(link, "start", &first_role(spec.mode), deadline).await
+}
+
+/// Asks a child, and waits for nothing else.
+pub(super) async fn ask(
+    link: &mut Link,
+    stage: &'static str,
+    message: &ToChild,
+    deadline: Instant,
+) -> Result<(), Trouble> {
+    let answer = timeout_at(deadline, link.ask(message)).await;
+    settle(stage, answer.map_err(|_| Trouble::late(stage))?)
+}
+
+/// A child with an instance that has neither state nor role, or none at all if it only is to be [valid](Until::Valid).
+/// It is asked whether the configuration would do only where the state is new.
+pub(super) async fn begin<P: Peers>(
+    shared: &Shared<P>,
+    spec: &PluginSpec,
+    base: &Base,
+    place: &Bytes,
+    until: Until,
+    deadline: Instant,
+) -> Result<Link, Trouble> {
+    if spec.placement == Placement::Application {
+        let reason = "an application brings its own code, and there is none to put in its place";
+        return Err(Trouble::new("check", "limit", reason));
+    }
     let late = |stage| move |_| Trouble::late(stage);
     let library = timeout_at(deadline, shared.peers.library(spec.library.hash, spec.library.size)).await;
     let library = library.map_err(late("fetch"))?;
     let library = library.map_err(|reason| Trouble::new("fetch", "not-found", reason))?;
+    let inside = spec.placement == Placement::Kernel;
+    if inside {
+        let admitted = timeout_at(deadline, shared.inside.admit()).await.map_err(late("start"))?;
+        admitted.map_err(|reason| Trouble::new("start", "limit", reason))?;
+    }
     let path = copy_path(&shared.options.directory, &spec.name);
     let copy = tokio::task::spawn_blocking({
-        let path = path.clone();
-        move || check_and_copy(&library, &path)
+        let (path, here) = (path.clone(), inside && shared.inside.has(&spec.library.hash));
+        move || {
+            check(&library, inside)?;
+            (!here).then(|| copy(&library, &path)).transpose()
+        }
     });
     let copy = timeout_at(deadline, copy).await.map_err(late("check"))?;
     let _copy = copy.map_err(|error| Trouble::new("check", "crash", error.to_string()))??;
+    let speaker = shared.speaker(&spec.name);
+    let link = match inside {
+        true => Link::inside(&shared.inside, speaker),
+        false => Link::start(&shared.options.kernel, speaker),
+    };
+    let mut link =
+        link.map_err(|error| Trouble::new("start", io_code(&error), format!("no child for it: {error}")))?;
     let notices = shared.options.desks.open(&spec.name);
     let access = Access {
         socket: shared.options.socket.clone(),
@@ -104,26 +184,30 @@ pub(super) async fn launch<P: Peers>(
         plugin: spec.name.clone(),
         deadline_ms: spec.deadline_ms,
     };
-    let mut link = Link::start(&shared.options.kernel, &spec.name, &shared.options.name, notices)
-        .map_err(|error| Trouble::new("start", io_code(&error), format!("no process for it: {error}")))?;
-    let mut ask = async |stage, message| {
-        let answer = timeout_at(deadline, link.ask(&message)).await;
-        settle(stage, answer.map_err(late(stage))?)
-    };
-    ask("check", ToChild::Open { library: path, access }).await?;
+    link.hold(notices);
+    let open = ToChild::Open { library: path, hash: spec.library.hash, access };
+    ask(&mut link, "check", &open, deadline).await?;
+    start(&mut link, base, place, until, deadline).await?;
+    Ok(link)
+}
+
+/// Has what is at the far end start an instance.
+async fn start(
+    link: &mut Link,
+    base: &Base,
+    place: &Bytes,
+    until: Until,
+    deadline: Instant,
+) -> Result<(), Trouble> {
     let (config, place) = (base.config.clone(), place.clone());
     if base.state == Start::Fresh {
-        ask("validate", ToChild::Validate { config: config.clone(), place: place.clone() }).await?;
+        let validate = ToChild::Validate { config: config.clone(), place: place.clone() };
+        ask(link, "validate", &validate, deadline).await?;
     }
-    if until == Until::Valid {
-        return Ok(link);
+    if until != Until::Valid {
+        ask(link, "start", &ToChild::Start { config, place }, deadline).await?;
     }
-    ask("start", ToChild::Start { config, place }).await?;
-    if let (Start::From(state), Until::Restored) = (&base.state, until) {
-        ask("restore", ToChild::Restore(state.clone())).await?;
-    }
-    ask("start", first_role(spec.mode)).await?;
-    Ok(link)
+    Ok(())
 }
 
 /// What an answer means at a stage.
@@ -143,8 +227,16 @@ fn copy_path(directory: &Path, plugin: &str) -> PathBuf {
     directory.join(format!("{plugin}-{}.so", SERIAL.fetch_add(1, Ordering::Relaxed)))
 }
 
-fn check_and_copy(library: &Arc<Vec<u8>>, path: &Path) -> Result<Copy, Trouble> {
+/// What is to be seen of a library before anything of it runs.
+fn check(library: &[u8], inside: bool) -> Result<(), Trouble> {
     manifest::read(library).map_err(|error| Trouble::new("check", error.code(), error.to_string()))?;
+    match inside && !manifest::catches_panics(library) {
+        true => Err(Trouble::new("check", "abi", manifest::ABORTS)),
+        false => Ok(()),
+    }
+}
+
+fn copy(library: &[u8], path: &Path) -> Result<Copy, Trouble> {
     let copy = Copy(path.into());
     let write = || -> io::Result<()> {
         // One that an earlier kernel left behind may be mapped: it is replaced, never written to.

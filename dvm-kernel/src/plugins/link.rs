@@ -1,11 +1,16 @@
-//! A child and the socket to it: frames go out without waiting, answers come back in order, and at last its end.
+//! A child, process or thread, and the socket to it: frames go out without waiting, answers come back in order, and at last its end.
 
 use super::channel::{self, FromChild, ToChild};
+use super::context::Speaker;
+use super::inside::Inside;
 use super::process::{Ending, Process, Usage};
+use super::thread::Thread;
 use crate::services::desk::Notices;
 use bytes::BytesMut;
+use rustix::net::Shutdown;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -24,10 +29,10 @@ pub(super) enum Next {
     Ended(Ending),
 }
 
-/// A running child. Dropping it kills and reaps it.
+/// A running child. Dropping it kills and reaps a process, and tells a thread to end.
 #[derive(Debug)]
 pub(super) struct Link {
-    process: Process,
+    far: Far,
     socket: UnixStream,
     /// Frames on their way out; the first `written` bytes are gone.
     out: Vec<u8>,
@@ -35,20 +40,79 @@ pub(super) struct Link {
     received: BytesMut,
     /// Nothing more will come from the socket.
     closed: bool,
-    /// The instance's end of its desk, until it serves.
+    /// The instance's end of its desk, until it serves. An application has none.
     notices: Option<Notices>,
 }
 
+/// What is at the other end.
+#[derive(Debug)]
+enum Far {
+    Process(Process),
+    Thread(Thread),
+    /// An application; its end is its connection's.
+    Application {
+        pid: u32,
+    },
+}
+
+impl Far {
+    /// Waits for its end.
+    async fn ended(&mut self) -> Ending {
+        match self {
+            Self::Process(process) => process.ended().await,
+            Self::Thread(thread) => {
+                thread.ended().await;
+                Ending::Thread
+            }
+            Self::Application { .. } => std::future::pending().await,
+        }
+    }
+
+    /// Ends it, as far as it can be ended.
+    fn end(&mut self) -> Ending {
+        match self {
+            Self::Process(process) => process.end(),
+            Self::Thread(thread) => {
+                thread.close();
+                Ending::Thread
+            }
+            Self::Application { .. } => Ending::Gone,
+        }
+    }
+}
+
 impl Link {
-    /// Starts a child that holds nothing yet, for an instance with this desk.
+    /// Starts a child that holds nothing yet.
     ///
     /// # Errors
     /// As [`Process::start`].
-    pub(super) fn start(kernel: &Path, plugin: &str, member: &str, notices: Notices) -> io::Result<Self> {
-        let (process, socket) = Process::start(kernel, plugin, member)?;
+    pub(super) fn start(kernel: &Path, speaker: Speaker) -> io::Result<Self> {
+        let (process, socket) = Process::start(kernel, speaker)?;
+        Ok(Self::new(Far::Process(process), socket))
+    }
+
+    /// Starts a child inside this kernel.
+    ///
+    /// # Errors
+    /// As [`Thread::start`].
+    pub(super) fn inside(inside: &Arc<Inside>, speaker: Speaker) -> io::Result<Self> {
+        let (thread, socket) = Thread::start(inside, speaker)?;
+        Ok(Self::new(Far::Thread(thread), socket))
+    }
+
+    /// An application that came by itself, with the first that it is told.
+    pub(super) fn application(pid: u32, socket: UnixStream, greeting: Vec<u8>) -> Self {
+        Self { out: greeting, ..Self::new(Far::Application { pid }, socket) }
+    }
+
+    fn new(far: Far, socket: UnixStream) -> Self {
         let (out, received) = (Vec::new(), BytesMut::new());
-        let notices = Some(notices);
-        Ok(Self { process, socket, out, written: 0, received, closed: false, notices })
+        Self { far, socket, out, written: 0, received, closed: false, notices: None }
+    }
+
+    /// Its instance has this desk.
+    pub(super) fn hold(&mut self, notices: Notices) {
+        self.notices = Some(notices);
     }
 
     /// The desk, for whoever tells the instance what waits there.
@@ -56,13 +120,21 @@ impl Link {
         self.notices.take()
     }
 
+    /// The process it is in.
     pub(super) fn pid(&self) -> u32 {
-        self.process.pid()
+        match &self.far {
+            Far::Process(process) => process.pid(),
+            Far::Thread(_) => std::process::id(),
+            Far::Application { pid } => *pid,
+        }
     }
 
-    /// What the child uses at this moment.
+    /// What the child uses at this moment; nobody knows it of a thread.
     pub(super) fn usage(&self) -> Option<Usage> {
-        self.process.usage()
+        match &self.far {
+            Far::Process(process) => process.usage(),
+            Far::Thread(_) | Far::Application { .. } => None,
+        }
     }
 
     /// Bytes that wait to be sent.
@@ -75,9 +147,21 @@ impl Link {
         self.out.extend_from_slice(frame);
     }
 
-    /// Kills the child; [`next`](Self::next) will tell.
+    /// Ends the child at once, a thread as soon as it comes back; [`next`](Self::next) will tell.
     pub(super) fn kill(&self) {
-        self.process.kill();
+        match &self.far {
+            Far::Process(process) => process.kill(),
+            Far::Thread(thread) => {
+                thread.close();
+                self.hang_up();
+            }
+            Far::Application { .. } => self.hang_up(),
+        }
+    }
+
+    fn hang_up(&self) {
+        // One that is closed already ends as well.
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
 
     /// An answer that is already here.
@@ -101,9 +185,12 @@ impl Link {
             if let Some(answer) = self.ready() {
                 return Next::Answer(answer);
             }
+            if self.closed && matches!(self.far, Far::Application { .. }) {
+                return Next::Ended(self.far.end());
+            }
             if self.closed {
-                let dying = tokio::time::timeout(DYING, self.process.ended()).await;
-                return Next::Ended(dying.unwrap_or_else(|_| self.process.end()));
+                let dying = tokio::time::timeout(DYING, self.far.ended()).await;
+                return Next::Ended(dying.unwrap_or_else(|_| self.far.end()));
             }
             self.write();
             let interest = match self.backlog() {
@@ -117,7 +204,7 @@ impl Link {
                     Ok(_) => {}
                     Err(_) => self.closed = true,
                 },
-                _ = self.process.ended() => {
+                _ = self.far.ended() => {
                     while self.read_some() {}
                     self.closed = true;
                 }

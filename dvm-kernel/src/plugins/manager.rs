@@ -1,19 +1,23 @@
 //! The manager: what is loaded on this member, and what each entry of the history means to it.
 
 use super::channel::{ToChild, frame};
+use super::context::Speaker;
 use super::history::{Base, Item, Kind, Start};
+use super::inside::{IMAGES_MAX, Inside};
 use super::instance::{self, Announce, Beginning, Handle, Message, Phase, Tells};
 use super::launch::Trouble;
 use super::link::Link;
+use super::prepare::Successor;
 use super::roster::Roster;
-use super::{Execution, FromPlugins, Peers, ReplyError, ToPlugins, payload, prepare};
+use super::{Execution, Figures, FromPlugins, Peers, ReplyError, ToPlugins, payload, prepare};
+use crate::peer::give_way;
 use crate::services::desk::Desks;
 use bytes::Bytes;
 use dvm_core::Delivery;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
 use dvm_core::state::{
-    Applied, Change, Content, Ended, Entry, Event, EventKind, InstanceState, Library, PluginSpec, State,
-    Submission, Transaction, TransactionKind,
+    Applied, Change, Content, Ended, Entry, Event, EventKind, InstanceState, Library, Placement, PluginSpec,
+    State, Submission, Transaction, TransactionKind,
 };
 use dvm_core::wire::{ExecResult, Verdict};
 use dvm_plugin_api::Meta;
@@ -21,7 +25,7 @@ use dvm_plugin_api::host::encode_meta;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -56,11 +60,20 @@ pub(crate) struct Options {
 pub(super) struct Shared<P> {
     pub(super) peers: Arc<P>,
     pub(super) options: Options,
+    /// What of plug-ins is in this process.
+    pub(super) inside: Arc<Inside>,
+    /// This member's.
+    rank: Arc<AtomicU16>,
     /// To the ring's task, through a task of its own: nobody here waits for it.
     outbox: mpsc::UnboundedSender<FromPlugins>,
 }
 
 impl<P> Shared<P> {
+    /// Who an instance of a plug-in is in the log.
+    pub(super) fn speaker(&self, plugin: &Name) -> Speaker {
+        Speaker { plugin: plugin.clone(), member: self.options.name.clone(), rank: self.rank.clone() }
+    }
+
     /// Tells the ring's task. What is told is little and rare: results of transactions and ends of processes.
     pub(super) fn tell(&self, what: FromPlugins) {
         // The kernel ends when nobody listens any more.
@@ -73,7 +86,9 @@ impl<P> Shared<P> {
 pub(crate) fn start<P: Peers>(peers: Arc<P>, options: Options) -> mpsc::Sender<ToPlugins> {
     let (to, inbox) = mpsc::channel(INBOX);
     let run = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        // Its other threads write the copies of libraries.
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(give_way).build();
         runtime.expect("a runtime needs a few descriptors, and the kernel has them").block_on(async {
             let (outbox, mut told) = mpsc::unbounded_channel();
             let reports = options.reports.clone();
@@ -84,7 +99,9 @@ pub(crate) fn start<P: Peers>(peers: Arc<P>, options: Options) -> mpsc::Sender<T
                     }
                 }
             });
-            Manager::new(Shared { peers, options, outbox }).run(inbox).await;
+            let inside = Arc::new(Inside::new(IMAGES_MAX));
+            let rank = Arc::default();
+            Manager::new(Shared { peers, options, inside, rank, outbox }).run(inbox).await;
         });
     };
     std::thread::Builder::new().name("plugins".into()).spawn(run).expect("a kernel can start a thread");
@@ -120,6 +137,8 @@ enum Prepared {
         placed: bool,
     },
     Ready(Link),
+    /// An upgrade, with a child of the new version.
+    Next(Box<Successor>),
     /// Without an instance: none was to start, or it could not.
     Without {
         placed: bool,
@@ -144,8 +163,8 @@ struct Manager<P> {
     leaving: Vec<JoinHandle<()>>,
 }
 
-/// With the child that was started, where one is to be.
-type Executed = (TransactionId, Result<Option<Link>, Trouble>);
+/// How an execution ended.
+type Executed = (TransactionId, Result<Prepared, Trouble>);
 
 struct Parked {
     plugin: Name,
@@ -157,7 +176,7 @@ struct Parked {
 impl<P: Peers> Manager<P> {
     fn new(shared: Shared<P>) -> Self {
         Self {
-            roster: Roster::new(shared.options.name.clone()),
+            roster: Roster::new(shared.options.name.clone(), shared.rank.clone()),
             shared: Arc::new(shared),
             index: 0,
             plugins: BTreeMap::new(),
@@ -212,14 +231,9 @@ impl<P: Peers> Manager<P> {
                 },
                 Err(error) => drop(answer.send(Err(error))),
             },
-            ToPlugins::Applied { answer } => {
-                let instances = self.plugins.iter().filter_map(|(name, loaded)| {
-                    let gauge = &loaded.instance.as_ref()?.gauge;
-                    let (applied, pid) =
-                        (gauge.applied.load(Ordering::Relaxed), gauge.pid.load(Ordering::Relaxed));
-                    Some((name.clone(), applied, pid))
-                });
-                let _ = answer.send(instances.collect());
+            ToPlugins::Figures { answer } => {
+                // Whoever asked may be gone.
+                let _ = answer.send(self.figures());
             }
             ToPlugins::Snapshot { plugin, since, at_least, answer } => {
                 let parked = Parked { plugin, since, at_least: at_least.0, answer };
@@ -240,6 +254,10 @@ impl<P: Peers> Manager<P> {
                     None => drop(answer.send(None)),
                 }
             }
+            ToPlugins::Attach { plugin, attach } => match self.running(&plugin) {
+                Ok(loaded) => loaded.tell(Message::Attach(attach)).await,
+                Err(error) => attach.refuse(error.to_string()),
+            },
             ToPlugins::Kill { plugin, answer } => match self.running(&plugin) {
                 Ok(loaded) => loaded.tell(Message::Kill(answer)).await,
                 Err(_) => drop(answer.send(false)),
@@ -249,6 +267,16 @@ impl<P: Peers> Manager<P> {
                 let _ = done.send(());
             }
         }
+    }
+
+    fn figures(&self) -> Figures {
+        let applied = self.plugins.iter().filter_map(|(name, loaded)| {
+            let gauge = &loaded.instance.as_ref()?.gauge;
+            let figures = (gauge.applied.load(Ordering::Relaxed), gauge.pid.load(Ordering::Relaxed));
+            Some((name.clone(), figures))
+        });
+        let inside = &self.shared.inside;
+        Figures { applied: applied.collect(), resident: inside.images(), quarantined: inside.quarantined() }
     }
 
     fn running(&self, plugin: &Name) -> Result<&Loaded, ReplyError> {
@@ -261,16 +289,12 @@ impl<P: Peers> Manager<P> {
         Err(ReplyError::NotRunning { plugin: plugin.clone(), why: why.into() })
     }
 
-    /// Ends and reaps every process.
+    /// Ends and reaps every process, and every thread that comes back.
     async fn fence(&mut self) {
         let executing =
             std::mem::take(&mut self.prepared).into_values().filter_map(|prepared| match prepared {
                 Prepared::Executing { task, .. } => Some(task),
-                Prepared::Ready(link) => {
-                    drop(link);
-                    None
-                }
-                Prepared::Without { .. } => None,
+                Prepared::Ready(_) | Prepared::Next(_) | Prepared::Without { .. } => None,
             });
         let instances = std::mem::take(&mut self.plugins).into_values();
         let instances = instances.filter_map(|loaded| Some(loaded.instance?.task));
@@ -280,6 +304,7 @@ impl<P: Peers> Manager<P> {
             // Cancelled, or just over: the process is gone either way.
             let _ = task.await;
         }
+        self.shared.inside.settle().await;
         for parked in self.parked.drain(..) {
             let _ = parked.answer.send(None);
         }
@@ -533,12 +558,18 @@ impl<P: Peers> Manager<P> {
             loaded.tell(Message::State { answer }).await;
             Some(answered)
         };
+        let pid = loaded.instance.as_ref().map_or(0, |instance| instance.gauge.pid.load(Ordering::Relaxed));
         let canary = canary.filter(|canary| *canary != self.roster.me());
-        let upgrade = prepare::Upgrade { transaction: id, spec, payload, canary, state };
+        let upgrade = prepare::Upgrade { transaction: id, spec, payload, canary, state, runs: pid != 0 };
         let (shared, place, ended) = (self.shared.clone(), self.roster.place(), self.ended.0.clone());
         Some(tokio::spawn(async move {
             let tried = upgrade.try_out(&shared, &place, deadline).await;
-            let _ = ended.send((id, tried.map(|()| None)));
+            let prepared = tried.map(|next| match next {
+                Some(next) => Prepared::Next(Box::new(next)),
+                None => Prepared::Without { placed: false },
+            });
+            // The manager that is gone has no use for it.
+            let _ = ended.send((id, prepared));
         }))
     }
 
@@ -567,24 +598,24 @@ impl<P: Peers> Manager<P> {
     ) -> JoinHandle<()> {
         let (shared, place, ended) = (self.shared.clone(), self.roster.place(), self.ended.0.clone());
         tokio::spawn(async move {
-            let prepared = prepare::load(&shared, &spec, &place, placed, deadline).await;
+            let loaded = prepare::load(&shared, &spec, &place, placed, deadline).await;
+            let prepared = loaded.map(|link| link.map_or(Prepared::Without { placed }, Prepared::Ready));
             let _ = ended.send((id, prepared));
         })
     }
 
-    /// A load has been executed; if its outcome came first, nobody waits for it any more.
-    fn executed(&mut self, id: TransactionId, result: Result<Option<Link>, Trouble>) {
+    /// A load or an upgrade has been executed; if its outcome came first, nobody waits for it any more.
+    fn executed(&mut self, id: TransactionId, result: Result<Prepared, Trouble>) {
         let Some(Prepared::Executing { placed, .. }) = self.prepared.get(&id) else { return };
         let placed = *placed;
         match result {
-            Ok(Some(link)) => {
-                let result = ExecResult::loaded(link.pid());
-                self.prepared.insert(id, Prepared::Ready(link));
+            Ok(prepared) => {
+                let result = match &prepared {
+                    Prepared::Ready(link) => ExecResult::loaded(link.pid()),
+                    _ => ExecResult::ok(),
+                };
+                self.prepared.insert(id, prepared);
                 self.tell(id, result);
-            }
-            Ok(None) => {
-                self.prepared.insert(id, Prepared::Without { placed });
-                self.tell(id, ExecResult::ok());
             }
             Err(trouble) => {
                 self.prepared.insert(id, Prepared::Without { placed });
@@ -601,14 +632,22 @@ impl<P: Peers> Manager<P> {
         for asker in self.askers.remove(&transaction.id).unwrap_or_default() {
             let _ = asker.send(None);
         }
-        let (prepared, placed) = match self.prepared.remove(&transaction.id) {
-            Some(Prepared::Ready(link)) => (Some(link), true),
+        let (mut prepared, mut next) = (None, None);
+        let placed = match self.prepared.remove(&transaction.id) {
+            Some(Prepared::Ready(link)) => {
+                prepared = Some(link);
+                true
+            }
+            Some(Prepared::Next(successor)) => {
+                next = Some(successor);
+                true
+            }
             Some(Prepared::Executing { task, placed }) => {
                 task.abort();
-                (None, placed)
+                placed
             }
-            Some(Prepared::Without { placed }) => (None, placed),
-            None => (None, false),
+            Some(Prepared::Without { placed }) => placed,
+            None => false,
         };
         if !ended.committed || transaction.dry_run {
             return;
@@ -620,7 +659,7 @@ impl<P: Peers> Manager<P> {
             TransactionKind::Upgrade { plugin, library, .. } => {
                 let Some(loaded) = self.plugins.get_mut(plugin) else { return };
                 loaded.spec.library = library.clone();
-                loaded.tell(Message::Upgrade(library.clone())).await;
+                loaded.tell(Message::Upgrade { library: library.clone(), next }).await;
             }
             TransactionKind::Unload { plugin } => {
                 let Some(loaded) = self.plugins.remove(plugin) else { return };
@@ -650,6 +689,11 @@ impl<P: Peers> Manager<P> {
     ) {
         let result = ended.results.get(&self.roster.me());
         let ok = result.is_some_and(|result| result.verdict == Verdict::Ok);
+        if spec.placement == Placement::Application && placed && ok {
+            let config = payload::config(spec.library.payload, &spec.config).unwrap_or_default();
+            let base = Base { index: since.0 - 1, config, state: Start::Fresh };
+            return self.begin(spec, since, base, Phase::Launching { tells: Tells::Started });
+        }
         let (Some(link), true) = (link, ok) else {
             self.plugins.insert(spec.name.clone(), Loaded { spec, since, instance: None, placed, fence: 0 });
             return;

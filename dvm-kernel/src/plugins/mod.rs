@@ -13,13 +13,20 @@
 //! launch     a library becomes a child with a started instance
 //! link       a child and what is said with it
 //! process    the child as a process: its group, its end, its output
+//! thread     the child as a thread of this kernel
+//! application an instance in an application's process, from its connection on
+//! inside     the images and threads of this kernel's own process
 //! channel    the frames between the two
-//! child      the far end: `dvm-kernel plugin-host`
+//! child      the far end: `dvm-kernel plugin-host`, or the thread
+//! context    what a plug-in's calls to its host lead to
 //! ```
 
+mod application;
 pub(crate) mod channel;
 pub(crate) mod child;
+mod context;
 mod history;
+mod inside;
 mod instance;
 mod launch;
 mod link;
@@ -29,7 +36,11 @@ mod prepare;
 mod process;
 mod replies;
 mod roster;
+mod thread;
 
+pub(crate) use application::Attach;
+pub(crate) use inside::{Image, Quarantined};
+pub(crate) use launch::{ITS_OWN, NO_LIMITS};
 pub(crate) use manager::{Options, start};
 pub(crate) use payload::{from_json, to_json};
 pub(crate) use process::signal_name;
@@ -39,6 +50,7 @@ use dvm_core::ids::{Fence, HistoryIndex, MemberId, Name, TransactionId};
 use dvm_core::state::{InstanceReport, State, Transaction};
 use dvm_core::wire::ExecResult;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -96,10 +108,10 @@ pub(crate) enum ToPlugins {
         /// As in `Reply`.
         answer: oneshot::Sender<Result<Result<Value, String>, ReplyError>>,
     },
-    /// The highest index each instance here has applied and its process, for `status`.
-    Applied {
-        /// By plug-in.
-        answer: oneshot::Sender<Vec<(Name, u64, u32)>>,
+    /// What this member alone knows, for `status`.
+    Figures {
+        /// Now.
+        answer: oneshot::Sender<Figures>,
     },
     /// Another member's joining instance wants a snapshot taken at `at_least` or later.
     Snapshot {
@@ -119,6 +131,13 @@ pub(crate) enum ToPlugins {
         /// Whether it succeeded, or why not.
         answer: oneshot::Sender<Option<Execution>>,
     },
+    /// An application runs this member's instance from here on, if it may.
+    Attach {
+        /// The plug-in.
+        plugin: Name,
+        /// Its connection; it is answered by that.
+        attach: Attach,
+    },
     /// Kills this kernel's instance of a plug-in (chaos).
     Kill {
         /// The plug-in.
@@ -131,6 +150,17 @@ pub(crate) enum ToPlugins {
         /// Told when none is left.
         done: oneshot::Sender<()>,
     },
+}
+
+/// What a member alone knows of its plug-ins.
+#[derive(Debug, Default)]
+pub(crate) struct Figures {
+    /// The highest index that each instance here has applied, and its process.
+    pub(crate) applied: BTreeMap<Name, (u64, u32)>,
+    /// Libraries that are mapped into this kernel.
+    pub(crate) resident: Vec<Image>,
+    /// Threads of plug-ins in this kernel that do not end.
+    pub(crate) quarantined: Vec<Quarantined>,
 }
 
 /// How a member's execution of a transaction ended: well, or why not.

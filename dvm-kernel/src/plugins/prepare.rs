@@ -1,14 +1,15 @@
 //! What a member does for a transaction before it is decided: as much as can be done without changing anything.
 
 use super::Peers;
+use super::channel::ToChild;
 use super::history::{Base, Start};
-use super::launch::{Trouble, Until, is_possible, launch};
+use super::launch::{Trouble, Until, ask, begin, hand_over, is_possible, launch};
 use super::link::Link;
 use super::manager::Shared;
 use super::payload;
 use bytes::Bytes;
 use dvm_core::ids::{MemberId, TransactionId};
-use dvm_core::state::{Payload, PluginSpec};
+use dvm_core::state::{Payload, Placement, PluginSpec};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -21,7 +22,12 @@ pub(super) async fn load<P: Peers>(
     deadline: Instant,
 ) -> Result<Option<Link>, Trouble> {
     let until = if placed { Until::Restored } else { Until::Valid };
-    let link = launch(shared, spec, &fresh(spec)?, place, until, deadline).await?;
+    let base = fresh(spec)?;
+    if spec.placement == Placement::Application {
+        // Whoever brings its code is asked when it comes.
+        return Ok(None);
+    }
+    let link = launch(shared, spec, &base, place, until, deadline).await?;
     Ok(placed.then_some(link))
 }
 
@@ -34,20 +40,63 @@ pub(super) struct Upgrade {
     pub(super) payload: Payload,
     /// Another member, whose word is waited for first.
     pub(super) canary: Option<MemberId>,
-    /// The state of this member's instance, if it has one.
+    /// The state that this member's instance has, or keeps, if it has one.
     pub(super) state: Option<oneshot::Receiver<Option<Bytes>>>,
+    /// There is a child here, which another one is to replace.
+    pub(super) runs: bool,
+}
+
+/// A child of the new version, begun before an upgrade is decided. It waits for the state as it is then.
+#[derive(Debug)]
+pub(super) struct Successor {
+    link: Link,
+    /// What it was begun with.
+    config: Bytes,
+    place: Bytes,
+}
+
+impl Successor {
+    /// Gives it state and role; none if it was begun with another configuration, or cannot go on.
+    pub(super) async fn take_over(
+        self,
+        spec: &PluginSpec,
+        base: &Base,
+        place: &Bytes,
+        until: Until,
+        deadline: Instant,
+    ) -> Option<Link> {
+        let Self { mut link, config, place: begun_at } = self;
+        if config != base.config {
+            return None;
+        }
+        let given = async {
+            if begun_at != *place {
+                ask(&mut link, "start", &ToChild::Place(place.clone()), deadline).await?;
+            }
+            hand_over(&mut link, spec, base, until, deadline).await
+        };
+        match given.await {
+            Ok(()) => Some(link),
+            Err(trouble) => {
+                let Trouble { stage, reason, .. } = trouble;
+                tracing::warn!(plugin = spec.name, stage, reason, "a prepared instance is begun anew");
+                None
+            }
+        }
+    }
 }
 
 impl Upgrade {
-    /// Tries it: it must start with the present configuration, and take over the state that the instance here has now.
-    /// Nothing is left of the try.
+    /// Tries it: it must start with the present configuration, take over the state that the instance here has now, and
+    /// tell it again. What fails of that fails here, where it is one member's word, and the present version runs
+    /// on everywhere. What is left is a child that is begun, to go on with once the upgrade is decided.
     pub(super) async fn try_out<P: Peers>(
         self,
         shared: &Shared<P>,
         place: &Bytes,
         deadline: Instant,
-    ) -> Result<(), Trouble> {
-        let Self { transaction, spec, payload, canary, state } = self;
+    ) -> Result<Option<Successor>, Trouble> {
+        let Self { transaction, spec, payload, canary, state, runs } = self;
         if spec.library.payload != payload {
             let reason = "the new version's payload format is another one";
             return Err(Trouble::new("check", "abi", reason));
@@ -59,14 +108,19 @@ impl Upgrade {
             }
         }
         let base = fresh(&spec)?;
-        drop(launch(shared, &spec, &base, place, Until::Valid, deadline).await?);
-        let Some(state) = state else { return Ok(()) };
-        let state = timeout_at(deadline, state).await.map_err(|_| Trouble::late("restore"))?;
-        // An instance that only keeps a state, or does not run, has none to take over.
-        let Some(state) = state.ok().flatten() else { return Ok(()) };
-        let base = Base { state: Start::From(state), ..base };
-        drop(launch(shared, &spec, &base, place, Until::Restored, deadline).await?);
-        Ok(())
+        let until = if runs { Until::Started } else { Until::Valid };
+        let handed = async {
+            let Some(state) = state else { return Ok(()) };
+            let state = timeout_at(deadline, state).await.map_err(|_| Trouble::late("restore"))?;
+            // An instance that does not run may have none to take over.
+            let Some(state) = state.ok().flatten() else { return Ok(()) };
+            let base = Base { state: Start::From(state), ..base.clone() };
+            let mut tried = launch(shared, &spec, &base, place, Until::Restored, deadline).await?;
+            ask(&mut tried, "restore", &ToChild::Snapshot, deadline).await
+        };
+        let (link, ()) = tokio::try_join!(begin(shared, &spec, &base, place, until, deadline), handed)?;
+        let successor = Successor { link, config: base.config, place: place.clone() };
+        Ok(runs.then_some(successor))
     }
 }
 

@@ -1,5 +1,7 @@
 //! A child as a process: started, watched, ended with everything it started itself, reaped.
 
+use super::context::Speaker;
+use dvm_plugin_api::abi::level::INFO;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,13 +25,17 @@ pub(super) struct Process {
     ending: Option<Ending>,
 }
 
-/// How a process ended.
+/// How a child ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// By itself, with this code.
     Exit(i32),
     /// By this signal.
     Signal(i32),
+    /// It was a thread, and has no more to say.
+    Thread,
+    /// It was an application, which ended its connection or itself.
+    Gone,
 }
 
 impl Process {
@@ -37,12 +43,12 @@ impl Process {
     ///
     /// # Errors
     /// What the system says; nothing is left running.
-    pub(super) fn start(kernel: &Path, plugin: &str, member: &str) -> io::Result<(Self, UnixStream)> {
+    pub(super) fn start(kernel: &Path, speaker: Speaker) -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut command = Command::new(kernel);
         // The first word is what the child goes by; the others are for those who list processes.
-        command.arg0("dvm-kernel").args(["plugin-host", plugin, member]);
+        command.arg0("dvm-kernel").args(["plugin-host", &speaker.plugin, &speaker.member]);
         command.stdin(OwnedFd::from(theirs)).process_group(0);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let exited = match watch(&child) {
@@ -56,7 +62,7 @@ impl Process {
         let process = Self { child, exited, ending: None };
         for pipe in [output.0, output.1].into_iter().flatten() {
             let lines = pipe::Receiver::from_owned_fd(pipe)?;
-            tokio::spawn(log(lines, plugin.to_owned(), member.to_owned(), process.pid()));
+            tokio::spawn(log(lines, speaker.clone(), process.pid()));
         }
         Ok((process, UnixStream::from_std(ours)?))
     }
@@ -153,7 +159,7 @@ impl Ending {
     /// The signal's name, where one ended it.
     pub(super) fn signal(self) -> Option<String> {
         match self {
-            Self::Exit(_) => None,
+            Self::Exit(_) | Self::Thread | Self::Gone => None,
             Self::Signal(number) => Some(signal_name(number)),
         }
     }
@@ -163,6 +169,8 @@ impl Ending {
         match self {
             Self::Exit(code) => format!("its process exited with code {code}"),
             Self::Signal(number) => format!("its process was ended by {}", signal_name(number)),
+            Self::Thread => "its thread was ended".into(),
+            Self::Gone => "its application is gone".into(),
         }
     }
 }
@@ -189,7 +197,7 @@ pub(crate) fn signal_name(number: i32) -> String {
 }
 
 /// Puts a child's output into the log, line by line, a long one in pieces.
-async fn log(output: impl AsyncRead + Unpin, plugin: String, member: String, pid: u32) {
+async fn log(output: impl AsyncRead + Unpin, speaker: Speaker, pid: u32) {
     let mut output = BufReader::new(output);
     let mut line = Vec::new();
     loop {
@@ -202,11 +210,8 @@ async fn log(output: impl AsyncRead + Unpin, plugin: String, member: String, pid
         let text = text.trim_end();
         match level(text) {
             None if text.is_empty() => {}
-            Some((0..=3, text)) => tracing::error!(target: "plugin", plugin, member, pid, "{text}"),
-            Some((4, text)) => tracing::warn!(target: "plugin", plugin, member, pid, "{text}"),
-            Some((7, text)) => tracing::debug!(target: "plugin", plugin, member, pid, "{text}"),
-            Some((_, text)) => tracing::info!(target: "plugin", plugin, member, pid, "{text}"),
-            None => tracing::info!(target: "plugin", plugin, member, pid, "{text}"),
+            Some((level, text)) => speaker.say(level, pid, text),
+            None => speaker.say(INFO, pid, text),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Managers with real children, driven as the ring's task drives them.
 
+mod inside;
 mod world;
 
 use super::*;

@@ -35,7 +35,8 @@
  *
  * CRASHES. A plug-in that crashes, exits, aborts or does not return is the end of its process, never of the kernel: all members
  * are told, and it is started again from another member's state. No exception and no longjmp may leave a callback: one that
- * does ends the process, too.
+ * does ends the process, too. Loaded with --placement kernel it has a thread of the kernel's process instead: what ends a
+ * process ends the kernel then, and what is static outlives its instances.
  *
  * GROWTH. Structures begin with their size and grow at their end. A host takes a plug-in that was compiled against an older
  * header of the same major version, and one that was compiled against a newer one. Of a structure that the host gives, ask
@@ -165,7 +166,7 @@ typedef struct dvm_functions {
     /* Takes over the state of another instance, right after start. After an error the instance is ended. [instance] */
     int (*restore)(void *instance, const void *state, size_t size, const dvm_out_t *out);
     /* The plug-in is unloaded: ends its threads and frees the instance. The process ends next. An instance whose kernel
-     * leaves or fails is not told. [instance] */
+     * leaves or fails is not told. Inside a kernel, where no process ends, every instance is. [instance] */
     void (*stop)(void *instance);
 } dvm_functions_t;
 

@@ -132,6 +132,11 @@ impl Connection {
         length.is_some_and(|(length, rest)| rest.len() >= u32::from_le_bytes(*length) as usize)
     }
 
+    /// The stream, and what was received by it and not taken.
+    pub(super) fn into_parts(self) -> (UnixStream, Vec<u8>) {
+        (self.stream, self.received)
+    }
+
     /// What has something to read when a message, or the kernel's end, may be there.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()

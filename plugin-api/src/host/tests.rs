@@ -1,9 +1,11 @@
+use super::load::check_layouts;
 use super::*;
 use crate::abi::HostCalls;
 use crate::{Event, Place};
+use abi_stable::StableAbi;
 use abi_stable::std_types::RSlice;
 use serde_json::{Map, Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn counter() -> PathBuf {
     let tests = std::env::current_exe().expect("a test runs from a file");

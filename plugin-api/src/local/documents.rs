@@ -58,6 +58,12 @@ pub struct Status {
     pub plugins: Vec<PluginDoc>,
     /// Without an outcome yet.
     pub transactions: Vec<OpenDoc>,
+    /// Libraries that are mapped into the answering member's kernel, and stay there.
+    #[serde(default)]
+    pub resident: Vec<ResidentDoc>,
+    /// Threads of plug-ins in the answering member's kernel that were told to end and did not.
+    #[serde(default)]
+    pub quarantined: Vec<QuarantinedDoc>,
 }
 
 /// A DVM.
@@ -184,6 +190,26 @@ pub struct InstanceDoc {
     pub pid: u32,
     /// Index of the last command it applied, as far as the answering member knows.
     pub applied: Option<u64>,
+}
+
+/// A library that is mapped into a kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResidentDoc {
+    /// The plug-in that brought it.
+    pub plugin: String,
+    /// BLAKE3 of it.
+    pub hash: String,
+    /// How often an instance was begun with it; every time but the first it was mapped already.
+    pub opened: u64,
+}
+
+/// A thread of a plug-in that does not end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantinedDoc {
+    /// Its plug-in.
+    pub plugin: String,
+    /// Since when it was to end, milliseconds.
+    pub since_ms: u64,
 }
 
 /// A transaction without an outcome.

@@ -11,6 +11,7 @@ mod request;
 
 pub use bootstrap::*;
 pub use documents::*;
+pub(crate) use request::serde_bytes_vec as bytes;
 pub use request::*;
 
 use std::io::{self, Read, Write};

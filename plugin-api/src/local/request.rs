@@ -179,6 +179,14 @@ pub enum Request {
     },
     /// Ends a watch. [`Answer::Watched`].
     Watched,
+    /// The first after hello: from the answer on the connection is that of a plug-in's instance on this member, which
+    /// runs in the client's process. [`Answer::Attached`].
+    Attach {
+        /// A plug-in loaded with placement `application`.
+        plugin: String,
+        /// [`ATTACH_VERSION`](crate::ATTACH_VERSION).
+        version: u16,
+    },
 }
 
 /// Where a subscription begins.
@@ -291,7 +299,7 @@ pub struct Load {
     pub size: u64,
     /// `parallel`, `hot`, `warm` or `single`.
     pub mode: String,
-    /// `process` or `kernel`.
+    /// `process`, `kernel` or `application`; the last has no library, and so no hash and no size.
     pub placement: String,
     /// Its configuration.
     pub config: BTreeMap<String, Value>,
@@ -432,6 +440,8 @@ pub enum Answer {
         /// How long it took.
         elapsed_us: u64,
     },
+    /// To [`Request::Attach`].
+    Attached,
     /// To [`Request::Watched`].
     Watched {
         /// The index of an entry and when it was delivered, or the serial number of a transaction and when its outcome
@@ -555,14 +565,14 @@ impl FailureCode {
 }
 
 /// Bytes as MessagePack `bin`.
-mod serde_bytes_vec {
+pub(crate) mod serde_bytes_vec {
     use serde::{Deserializer, Serializer, de::Visitor};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(bytes)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         struct Bytes;
         impl Visitor<'_> for Bytes {
             type Value = Vec<u8>;

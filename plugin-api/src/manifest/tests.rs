@@ -29,6 +29,20 @@ fn the_example_says_what_it_is() {
     assert!(needed(&counter()).iter().any(|name| name.starts_with("libc.so")));
 }
 
+/// Without the name of what raises a panic, a library is what one built with `panic = "abort"` is.
+#[test]
+fn a_library_whose_panics_end_the_process_is_told_apart() {
+    let mut library = counter();
+    assert!(catches_panics(&library));
+    let name = b"\0_Unwind_RaiseException\0";
+    let places: Vec<_> =
+        (0..library.len() - name.len()).filter(|at| library[*at..].starts_with(name)).collect();
+    assert!(!places.is_empty());
+    places.into_iter().for_each(|at| library[at + 1] = b'X');
+    assert!(!catches_panics(&library));
+    assert!(!catches_panics(b"text"));
+}
+
 #[test]
 fn the_abi_is_versioned_like_the_package() {
     let package = format!("{}.{}", env!("CARGO_PKG_VERSION_MAJOR"), env!("CARGO_PKG_VERSION_MINOR"));

@@ -15,8 +15,10 @@ pub(crate) enum Fault {
     Abort,
     /// A write to where nothing is mapped: SIGSEGV.
     Segv,
-    /// An endless loop.
+    /// A callback that waits for ever.
     Hang,
+    /// An endless loop.
+    Spin,
     /// 64 MiB that nobody gives back; the instance lives on.
     Leak,
     /// A recursion without end: SIGABRT, after Rust's message.
@@ -33,6 +35,7 @@ impl Fault {
             // SAFETY: none; this is the fault that was asked for, and the process ends here.
             Self::Segv => unsafe { std::ptr::write_volatile(std::ptr::without_provenance_mut::<u8>(16), 0) },
             Self::Hang => hang(),
+            Self::Spin => spin(),
             Self::Leak => drop(black_box(Box::leak(vec![1_u8; 64 << 20].into_boxed_slice()))),
             Self::Overflow => drop(black_box(deeper(0))),
         }
@@ -43,6 +46,13 @@ impl Fault {
 pub(crate) fn hang() -> ! {
     loop {
         std::thread::park();
+    }
+}
+
+/// Never comes back, and is never idle.
+fn spin() -> ! {
+    loop {
+        black_box(0);
     }
 }
 

@@ -43,14 +43,17 @@ pub fn wait_for<T>(what: &str, mut holds: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A program beside this test's executable, or a library of the same build.
+/// A program beside this executable or this test's, or a library of the same build.
 ///
 /// # Panics
 /// When it has not been built.
 #[must_use]
 pub fn built(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a running test has an executable");
-    let directory = test.parent().and_then(|deps| deps.parent()).expect("tests are in target/PROFILE/deps");
+    let executable = std::env::current_exe().expect("what runs has an executable");
+    let mut directory = executable.parent().expect("it is in target/PROFILE, or for a test in its deps");
+    if directory.ends_with("deps") {
+        directory = directory.parent().expect("deps is in target/PROFILE");
+    }
     let path = directory.join(name);
     let hint = "cargo build --workspace --bins && cargo build -p dvm-plugin-counter -p dvm-capi";
     assert!(path.is_file(), "{} is missing; run: {hint}", path.display());

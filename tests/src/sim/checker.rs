@@ -57,6 +57,8 @@ struct Seat {
     yields: bool,
     /// Fences of the branches taken in since the state was looked at.
     taken: Vec<u64>,
+    /// It had stopped the ring when it was looked at last: what it delivers next, a flush delivers.
+    wedged: bool,
     /// The last message that it numbered.
     numbered: (Option<ViewId>, u64),
 }
@@ -121,13 +123,18 @@ impl Checker {
         let flushed = steps.iter().rposition(|step| {
             matches!(step, Step::Deliver(delivery) if matches!(delivery.entry.content, Content::View(_)))
         });
+        // One that died before the view was told leaves the beginning of a flush.
+        let cut_short = member.is_none() && flushed.is_none() && self.seats[pid].wedged;
+        if let Some(member) = member {
+            self.seats[pid].wedged = matches!(member.phase(), Phase::Flushing | Phase::Blocked);
+        }
         let (mut answers, mut orphans, mut whole) = (Vec::new(), None, flushed.is_some());
         let yielded = self.seats[pid].yields;
         let mut previous = None;
         for (at, step) in steps.drain(..).enumerate() {
             match step {
                 Step::Deliver(delivery) => {
-                    let in_flush = flushed.is_some_and(|end| at < end);
+                    let in_flush = cut_short || flushed.is_some_and(|end| at < end);
                     if yielded && self.seats[pid].yields {
                         self.check_yielding(id, &delivery.entry)?;
                     }

@@ -8,7 +8,7 @@ use crate::plugin::load_in;
 use crate::selector::select;
 use clap::Args;
 use dvm_plugin_api::client::{Client, REACH};
-use dvm_plugin_api::local::{Answer, Failure, FailureCode, Request, Status};
+use dvm_plugin_api::local::{Answer, Failure, FailureCode, Load, Request, Status};
 use serde_json::{Value, json};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -104,7 +104,12 @@ fn ready(context: &Context, client: &mut Client, now: &Status) -> Result<(), Fai
     })?;
     let instances = u16::try_from(now.members.len().clamp(1, INSTANCES)).unwrap_or(1);
     let timeout = context.timeout_agreed(client)?.unwrap_or(REACH);
-    let document = load_in(client, &path, "hot", Some(instances), timeout)?;
+    let document = load_in(
+        client,
+        &path,
+        |load| Load { mode: "hot".into(), instances: Some(instances), ..load },
+        timeout,
+    )?;
     if document.outcome == "committed" {
         context.out.detail(format!("{} is loaded", path.display()));
         return Ok(());

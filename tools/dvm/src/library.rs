@@ -118,5 +118,8 @@ pub(crate) fn read(path: &Path) -> Result<Library, Failure> {
     if !manifest.can("snapshot") {
         warnings.push("it has no snapshot: a member that joins later starts with no state".into());
     }
+    if !manifest::catches_panics(&bytes) {
+        warnings.push(format!("with --placement kernel it is refused: {}", manifest::ABORTS));
+    }
     Ok(Library { path: path.into(), bytes, hash, manifest, warnings })
 }

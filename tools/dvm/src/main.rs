@@ -17,6 +17,7 @@ mod promote;
 mod settings;
 mod show;
 mod state;
+mod trial;
 mod up;
 mod wait;
 

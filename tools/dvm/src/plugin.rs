@@ -8,11 +8,13 @@ use crate::project;
 use crate::selector;
 use crate::show::{plugin_text, plugins};
 use crate::table::Rows;
+use crate::trial;
 use clap::{Args, Subcommand};
 use dvm_plugin_api::client::Client;
 use dvm_plugin_api::local::{
     Answer, Every, Failure, FailureCode, Load, Request, TransactionDoc, TransactionKind,
 };
+use dvm_plugin_api::manifest::Manifest;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -66,6 +68,8 @@ pub(crate) enum PluginCommand {
     List,
     /// Make a project in a new directory; it builds, tests itself without a DVM, and loads as it is
     New(project::NewArgs),
+    /// Run a library in a small DVM in memory that loses, pauses and promotes its instances
+    Test(trial::TestArgs),
     /// Look at a library without running it, and without a DVM
     Check {
         /// The library
@@ -76,9 +80,9 @@ pub(crate) enum PluginCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct LoadArgs {
-    /// A library, or the name of one in DVM_PLUGIN_PATH, lib/dvm/plugins, or beside dvm
+    /// A library, or the name of one in DVM_PLUGIN_PATH, lib/dvm/plugins, or beside dvm; none for an application
     #[arg(value_name = "FILE|NAME")]
-    file: String,
+    file: Option<String>,
     /// Load it under this name; default: its own
     #[arg(long)]
     name: Option<String>,
@@ -97,9 +101,12 @@ pub(crate) struct LoadArgs {
     /// How often a warm standby takes a new snapshot: after N commands, or every T, like 10s
     #[arg(long, value_name = "N|T", default_value = "4096", value_parser = parse::every)]
     snapshot_every: Every,
-    /// In a process of its own, or inside the kernel
-    #[arg(long, default_value = "process", value_parser = ["process", "kernel"])]
+    /// In a process of its own, inside the kernel, or in applications that attach
+    #[arg(long, default_value = "process", value_parser = ["process", "kernel", "application"])]
     placement: String,
+    /// Format of an application's commands and replies
+    #[arg(long, value_parser = ["msgpack", "json", "bytes"])]
+    payload: Option<String>,
     #[command(flatten)]
     config: ConfigArgs,
     /// At most so many restarts, like 3/60s
@@ -172,17 +179,34 @@ pub(crate) fn run(context: &Context, command: PluginCommand) -> exit::Result {
         PluginCommand::Show { name } => show(context, &name),
         PluginCommand::List => plugins(context),
         PluginCommand::New(args) => project::new(context, &args),
+        PluginCommand::Test(args) => trial::test(context, args),
         PluginCommand::Check { file } => check(context, &file),
     }
 }
 
 fn load(context: &Context, args: LoadArgs) -> exit::Result {
-    let library = library::read(&library::find(&args.file)?)?;
+    let library = match (&args.file, args.placement.as_str()) {
+        (None, "application") => None,
+        (Some(file), "application") => {
+            return Err(usage(format!("an application brings its own code, and {file} is none of it"))
+                .hint("leave the file out; --name and --payload say what applications will attach to"));
+        }
+        (Some(file), _) => Some(library::read(&library::find(file)?)?),
+        (None, _) => return Err(usage("which library?").hint("give a FILE or the NAME of one")),
+    };
     let config = args.config.read()?;
     if let Some((key, _)) = config.iter().find(|(_, value)| value.is_none()) {
         return Err(usage(format!("-c {key}- removes a key, and there is none before a load")));
     }
-    let plain = plain(&library);
+    let plain = match (&library, &args.name) {
+        (Some(_), _) if args.payload.is_some() => {
+            return Err(usage("a library says itself in which format its commands are")
+                .hint("--payload goes with --placement application"));
+        }
+        (Some(library), _) => plain(library),
+        (None, Some(name)) => nothing(name, args.payload.as_deref().unwrap_or("msgpack")),
+        (None, None) => return Err(usage("under which name?").hint("give --name NAME")),
+    };
     let load = Load {
         name: args.name.unwrap_or(plain.name),
         mode: args.mode,
@@ -203,8 +227,14 @@ fn load(context: &Context, args: LoadArgs) -> exit::Result {
     let mut client = context.client()?;
     let timeout = context.timeout_agreed(&mut client)?;
     let kind = TransactionKind::Load(Box::new(load));
+    let Some(library) = library else { return transact(context, &mut client, kind, args.rule) };
     let document = send_and_transact(&mut client, &library, kind, args.rule, timeout)?;
     tell(context, &document)
+}
+
+/// A load without a library, with nothing else asked for.
+fn nothing(name: &str, payload: &str) -> Load {
+    of(name.into(), String::new(), payload.into(), String::new(), 0)
 }
 
 /// Sends a library and proposes what is done with it. The kernel that holds the library may be lost before it has
@@ -252,28 +282,45 @@ fn send(client: &mut Client, library: &Library, timeout: Option<Duration>) -> Re
     Ok(())
 }
 
-/// Loads a library as it is in a mode, for commands that need it loaded.
+/// Loads a library for commands that need it loaded; `shape` changes what a load asks for by itself.
 pub(crate) fn load_in(
     client: &mut Client,
     path: &Path,
-    mode: &str,
-    instances: Option<u16>,
+    shape: impl FnOnce(Load) -> Load,
     timeout: Duration,
 ) -> Result<TransactionDoc, Failure> {
     let library = library::read(path)?;
-    let load = Load { mode: mode.into(), instances, ..plain(&library) };
+    let load = shape(plain(&library));
     let (kind, rule) = (TransactionKind::Load(Box::new(load)), Rule { require: None, dry_run: false });
     send_and_transact(client, &library, kind, rule, Some(timeout))
 }
 
+/// Does to a plug-in what every member must succeed in, for commands that need it done.
+pub(crate) fn transact_in(
+    client: &mut Client,
+    kind: TransactionKind,
+    timeout: Duration,
+) -> Result<TransactionDoc, Failure> {
+    let request = Request::Transact { kind, require: None, dry_run: false };
+    match client.request(request, None, Some(timeout))? {
+        Answer::Transaction(document) => Ok(*document),
+        other => Err(unexpected(&other)),
+    }
+}
+
 /// A load that asks for nothing in particular.
 fn plain(library: &Library) -> Load {
+    let Manifest { name, version, payload, .. } = library.manifest.clone();
+    of(name, version, payload, library.hash.clone(), library.bytes.len() as u64)
+}
+
+fn of(name: String, version: String, payload: String, hash: String, size: u64) -> Load {
     Load {
-        name: library.manifest.name.clone(),
-        version: library.manifest.version.clone(),
-        payload: library.manifest.payload.clone(),
-        hash: library.hash.clone(),
-        size: library.bytes.len() as u64,
+        name,
+        version,
+        payload,
+        hash,
+        size,
         mode: "parallel".into(),
         placement: "process".into(),
         config: BTreeMap::new(),
@@ -345,7 +392,7 @@ fn check(context: &Context, file: &str) -> exit::Result {
 
 impl ConfigArgs {
     /// The file's keys, then the single ones over them.
-    fn read(self) -> Result<BTreeMap<String, Option<Value>>, Failure> {
+    pub(crate) fn read(self) -> Result<BTreeMap<String, Option<Value>>, Failure> {
         let mut keys = BTreeMap::new();
         if let Some(file) = &self.config {
             keys.extend(read_config(file)?.into_iter().map(|(key, value)| (key, Some(value))));

@@ -159,7 +159,11 @@ fn rust(name: &str, api: &Path) -> Result<Vec<File>, Failure> {
 }
 
 fn c(name: &str) -> Vec<File> {
-    let fill = |template: &str| template.replace("@name@", name);
+    let me = std::env::current_exe().ok().and_then(|path| path.to_str().map(str::to_owned));
+    // A `$` and a blank mean something to make and to the shell: then the one in PATH has to do.
+    let me = me.filter(|path| path.chars().all(|c| c.is_alphanumeric() || "/._-+".contains(c)));
+    let me = me.unwrap_or_else(|| "dvm".into());
+    let fill = |template: &str| template.replace("@name@", name).replace("@dvm@", &me);
     vec![
         (format!("{name}.c"), fill(include_str!("../templates/c/plugin.c.in"))),
         ("test.c".into(), fill(include_str!("../templates/c/test.c.in"))),
@@ -191,7 +195,7 @@ mod tests {
         let manifest: toml::Table = toml::from_str(&files[0].1).expect("TOML");
         assert_eq!(manifest["dependencies"]["dvm-plugin-api"]["path"].as_str(), Some("/somewhere/\"odd\""));
         for (path, text) in files.into_iter().chain(c("thing")) {
-            assert!(!text.contains("@name@") && !text.contains("@api@"), "{path}");
+            assert!(!["@name@", "@api@", "@dvm@"].iter().any(|blank| text.contains(blank)), "{path}");
         }
     }
 }

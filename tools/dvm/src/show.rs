@@ -93,6 +93,7 @@ fn ask(context: &Context) -> Result<Status, dvm_plugin_api::local::Failure> {
 
 fn text(status: &Status) -> String {
     let Status { dvm, view, index, through, members, departed, plugins, transactions, .. } = status;
+    let Status { resident, quarantined, .. } = status;
     let mut text = vec![
         format!("DVM `{}`  {}", dvm.name, dvm.uri),
         format!(
@@ -130,6 +131,15 @@ fn text(status: &Status) -> String {
                 open.phase,
                 open.waiting_for.join(", ")
             )
+        }));
+    }
+    if !resident.is_empty() || !quarantined.is_empty() {
+        text.push(String::new());
+        text.extend(resident.iter().map(|image| {
+            format!("resident in {through}: {} ({}), opened {}", image.plugin, image.hash, image.opened)
+        }));
+        text.extend(quarantined.iter().map(|thread| {
+            format!("quarantined in {through}: a thread of {} for {} ms", thread.plugin, thread.since_ms)
         }));
     }
     text.join("\n")

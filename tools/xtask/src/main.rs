@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo`, `test`, `simulate`, `install`. They need nothing but cargo.
+//! The project's own commands: `cargo xtask demo`, `test`, `simulate`, `soak`, `install`. They need nothing but cargo.
 
 mod cargo;
 mod demo;
@@ -32,6 +32,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Load and unload a plug-in thousands of times: [--cycles N] [--placement process|kernel]
+    Soak {
+        /// For the program that does it
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Build for release and put programs, plug-ins and the clients for C and Python in place
     Install(install::Args),
     /// Put deliberate mistakes into a copy of the protocol; the simulator must find each
@@ -43,6 +49,7 @@ fn main() -> ExitCode {
         Command::Demo { args } => demo::run(&args),
         Command::Test => test::run(),
         Command::Simulate { args } => test::simulate(&args),
+        Command::Soak { args } => test::soak(&args),
         Command::Install(args) => install::run(&args),
         Command::Mutants(args) => mutants::run_all(&args),
     };

@@ -4,6 +4,7 @@
 //! is a failure: there nobody reads it.
 
 use crate::cargo::{cargo, has};
+use crate::demo::{PACKAGES, build};
 use anyhow::{Result, bail};
 use std::env;
 
@@ -44,6 +45,14 @@ pub(crate) fn run() -> Result<()> {
 pub(crate) fn simulate<S: AsRef<str>>(args: &[S]) -> Result<()> {
     let mut all = vec!["run", "--release", "--quiet", "-p", "dvm-tests", "--bin", "simulate", "--"];
     all.extend(args.iter().map(AsRef::as_ref));
+    cargo(&all)
+}
+
+/// Loads and unloads a plug-in many times in a DVM of real kernels, all compiled for release.
+pub(crate) fn soak(args: &[String]) -> Result<()> {
+    build(&PACKAGES)?;
+    let mut all = vec!["run", "--release", "--quiet", "-p", "dvm-tests", "--bin", "soak", "--"];
+    all.extend(args.iter().map(String::as_str));
     cargo(&all)
 }
 

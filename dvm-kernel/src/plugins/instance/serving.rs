@@ -171,7 +171,8 @@ impl<P: Peers> Instance<P> {
                 serving.ops.push_back((self.history.end(), Op::Notice(event)));
                 Ok(())
             }
-            message = self.inbox.recv() => {
+            // Whoever told it to stop has gone, and `stop` is given its time all the same.
+            message = self.inbox.recv(), if serving.stop_by.is_none() => {
                 let mut message = Some(message.ok_or(End::Stopped)?);
                 for _ in 0..INBOX {
                     let Some(one) = message else { break };
@@ -325,10 +326,10 @@ impl<P: Peers> Instance<P> {
             Message::Snapshot { index, answer } => {
                 behind(Op::Snapshot { index, config: self.config.clone(), answer });
             }
-            Message::State { answer } if !self.applies => drop(answer.send(None)),
+            Message::State { answer } if !self.applies => drop(answer.send(self.kept())),
             Message::State { answer } => behind(Op::State { answer }),
-            Message::Upgrade(library) => {
-                self.spec.library = library;
+            Message::Upgrade { library, next } => {
+                (self.spec.library, self.next) = (library, next);
                 if !self.applies || self.spec.stateless {
                     return Err(End::Again);
                 }
@@ -336,6 +337,10 @@ impl<P: Peers> Instance<P> {
                 behind(Op::Rebase { position, again: true });
             }
             Message::Validate { config, answer } => behind(Op::Validate { config, answer }),
+            Message::Attach(attach) => attach.refuse(match self.spec.placement {
+                Placement::Application => "another application runs this member's instance".into(),
+                _ => format!("{} is not loaded with --placement application", self.spec.name),
+            }),
             Message::Kill(done) => {
                 serving.link.kill();
                 let _ = done.send(true);

@@ -232,7 +232,7 @@ impl World {
         self.submit(Change::Transaction(Box::new(transaction.clone()))).await;
         for manager in &self.managers {
             let placed = self.state.open[&id].places.contains(&manager.identity.id);
-            let (transaction, limit_ms) = (Box::new(transaction.clone()), 1_500);
+            let (transaction, limit_ms) = (Box::new(transaction.clone()), 3_000);
             let execute = ToPlugins::Execute { transaction, placed, limit_ms };
             manager.to.send(execute).await.expect("the manager lives");
         }
@@ -351,9 +351,9 @@ impl World {
         for manager in &self.managers {
             loop {
                 let (answer, answered) = oneshot::channel();
-                manager.to.send(ToPlugins::Applied { answer }).await.expect("the manager lives");
-                let applied = answered.await.expect("an answer");
-                if applied.first().is_none_or(|(_, applied, _)| *applied > index.0) {
+                manager.to.send(ToPlugins::Figures { answer }).await.expect("the manager lives");
+                let figures = answered.await.expect("an answer");
+                if figures.applied.values().all(|(applied, _)| *applied > index.0) {
                     break;
                 }
                 assert!(tokio::time::Instant::now() < deadline, "it does not come to pass");
@@ -362,10 +362,14 @@ impl World {
         }
     }
 
-    pub(super) async fn pid(&self, at: usize) -> u32 {
+    pub(super) async fn figures(&self, at: usize) -> Figures {
         let (answer, answered) = oneshot::channel();
-        self.managers[at].to.send(ToPlugins::Applied { answer }).await.expect("the manager lives");
-        answered.await.expect("an answer").first().map_or(0, |(_, _, pid)| *pid)
+        self.managers[at].to.send(ToPlugins::Figures { answer }).await.expect("the manager lives");
+        answered.await.expect("an answer")
+    }
+
+    pub(super) async fn pid(&self, at: usize) -> u32 {
+        self.figures(at).await.applied.values().next().map_or(0, |(_, pid)| *pid)
     }
 
     pub(super) async fn fence(&self, at: usize) {

@@ -5,9 +5,11 @@
 
 mod failover;
 mod launch;
+mod library;
 mod raw;
 mod ring;
 mod sample;
+mod takeover;
 
 use crate::context::{Context, status};
 use crate::exit::{self, usage};
@@ -28,6 +30,12 @@ pub(crate) use raw::node as raw_ring_node;
 /// Members of a DVM that the benchmark starts itself.
 const MEMBERS: usize = 8;
 
+/// Bytes of a message unless told otherwise.
+const SIZE: u64 = 64;
+
+/// Largest message, and largest library, bytes.
+const SIZE_MAX: (u64, u64) = (1 << 20, 1 << 30);
+
 /// Runs, where every run is one figure.
 const RUNS: usize = 20;
 
@@ -38,16 +46,16 @@ pub(crate) struct BenchArgs {
     /// Members of the DVM started for it
     #[arg(long, value_name = "N")]
     members: Option<usize>,
-    /// Bytes of each message
-    #[arg(long, value_name = "B", default_value_t = 64)]
-    size: u64,
+    /// Bytes of each message; default: 64. Of the library; default: 50 MB
+    #[arg(long, value_name = "B")]
+    size: Option<u64>,
     /// Who sends
     #[arg(long, default_value = "one")]
     senders: Senders,
     /// How long each figure is measured
     #[arg(long, value_name = "S", default_value_t = 2.0)]
     seconds: f64,
-    /// How often, for failover and launch
+    /// How often, for failover, launch and library
     #[arg(long, value_name = "R", default_value_t = RUNS)]
     runs: usize,
 }
@@ -63,6 +71,8 @@ enum What {
     Failover,
     /// From nothing to a DVM
     Launch,
+    /// A large library to every member, and the ring meanwhile
+    Library,
 }
 
 /// Who sends.
@@ -73,6 +83,10 @@ enum Senders {
 }
 
 impl BenchArgs {
+    fn message(&self) -> u64 {
+        self.size.unwrap_or(SIZE)
+    }
+
     fn duration(&self) -> Duration {
         Duration::from_secs_f64(self.seconds)
     }
@@ -82,8 +96,9 @@ pub(crate) fn bench(context: &Context, args: &BenchArgs) -> exit::Result {
     if !(args.seconds > 0.0 && args.seconds <= 3_600.0) || args.runs == 0 || args.members == Some(0) {
         return Err(usage("--seconds, --runs and --members want something above zero"));
     }
-    if !(8..=1 << 20).contains(&args.size) {
-        return Err(usage("--size wants 8 to 1048576 bytes"));
+    let max = if args.what == What::Library { SIZE_MAX.1 } else { SIZE_MAX.0 };
+    if args.size.is_some_and(|size| !(8..=max).contains(&size)) {
+        return Err(usage(format!("--size wants 8 to {max} bytes")));
     }
     let awake = Awake::hold();
     let document = match args.what {
@@ -91,6 +106,7 @@ pub(crate) fn bench(context: &Context, args: &BenchArgs) -> exit::Result {
         What::Agree => ring::agree(context, args, &awake),
         What::Failover => failover::failover(context, args, &awake),
         What::Launch => launch::launch(context, args, &awake),
+        What::Library => library::library(context, args, &awake),
     }?;
     context.out.tell(&document, || lines("", &Value::Object(document.clone())).join("\n"));
     Ok(exit::OK)

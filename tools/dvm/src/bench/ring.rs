@@ -18,8 +18,8 @@ const MANY: u64 = 256;
 const MANY_AGREEMENTS: u64 = 16;
 
 /// What one kernel measured.
-struct Measured {
-    times_us: Vec<f64>,
+pub(super) struct Measured {
+    pub(super) times_us: Vec<f64>,
     /// When the first operations began.
     begun: Vec<(u64, u64)>,
     operations: u64,
@@ -38,7 +38,7 @@ pub(super) fn ring(
     awake: &Awake,
 ) -> Result<Map<String, Value>, Failure> {
     let subject = Subject::new(context, args)?;
-    let raw = raw::measure(subject.members.len(), args.size, args.duration(), true)?;
+    let raw = raw::measure(subject.members.len(), args.message(), args.duration(), true)?;
     let senders = match args.senders {
         Senders::One => &subject.members[..1],
         Senders::All => &subject.members[..],
@@ -49,7 +49,7 @@ pub(super) fn ring(
     let mut times: Vec<f64> = single.into_iter().flat_map(|measured| measured.times_us).collect();
     let origin = percentiles(&mut times);
     let messages_per_s: f64 = stream.iter().map(Measured::per_second).sum();
-    let goodput = messages_per_s * args.size as f64 / 1e6;
+    let goodput = messages_per_s * args.message() as f64 / 1e6;
     let mut broadcast = object(json!({
         "origin_us": origin,
         "last_us": percentiles(&mut last),
@@ -66,7 +66,7 @@ pub(super) fn ring(
     }
     let mut document = head("ring", subject.members.len(), awake);
     document.extend(object(json!({
-        "size": args.size,
+        "size": args.message(),
         "senders": if args.senders == Senders::One { "one" } else { "all" },
         "raw": raw.fields,
         "broadcast": broadcast,
@@ -85,7 +85,7 @@ pub(super) fn agree(
     awake: &Awake,
 ) -> Result<Map<String, Value>, Failure> {
     let subject = Subject::new(context, args)?;
-    let raw = raw::measure(subject.members.len(), args.size, args.duration(), false)?;
+    let raw = raw::measure(subject.members.len(), args.message(), args.duration(), false)?;
     let first = &subject.members[..1];
     let (mut single, watched) = measure_watched(&subject, first, "agree", args, 1)?;
     // To the originator, which works the outcome out, it does not come.
@@ -140,7 +140,7 @@ fn measure_watched(
             other => return Err(unexpected(&other)),
         }
     }
-    let measured = measure(&subject.place, senders, what, args, in_flight)?;
+    let measured = measure(&subject.place, senders, what, args.message(), args.duration(), in_flight)?;
     let mut all = Watched::default();
     for client in &mut clients {
         match client.request(Request::Watched, None, Some(REACH))? {
@@ -177,24 +177,25 @@ fn until_last(measured: &[Measured], heard: &[Vec<(u64, u64)>]) -> Vec<f64> {
 }
 
 /// Has several kernels measure at the same time.
-fn measure(
+pub(super) fn measure(
     place: &DvmPlace,
     senders: &[String],
     what: &str,
-    args: &BenchArgs,
+    size: u64,
+    during: Duration,
     in_flight: u64,
 ) -> Result<Vec<Measured>, Failure> {
     let request = Request::Bench {
         what: what.into(),
-        size: args.size,
-        duration_ms: u64::try_from(args.duration().as_millis()).unwrap_or(u64::MAX),
+        size,
+        duration_ms: u64::try_from(during.as_millis()).unwrap_or(u64::MAX),
         in_flight,
     };
     let clients: Vec<_> = senders
         .iter()
         .map(|sender| Client::connect(Target::new(place.clone(), "dvm bench").only(sender)))
         .collect::<Result<_, _>>()?;
-    let limit: Duration = args.duration() + REACH;
+    let limit = during + REACH;
     thread::scope(|scope| {
         let running: Vec<_> = clients
             .into_iter()

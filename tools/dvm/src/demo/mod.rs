@@ -154,7 +154,7 @@ impl Demo {
     fn plugin(&self, client: &mut Client) -> Result<i64, Failure> {
         let path = library::find("counter")?;
         let begin = Instant::now();
-        let document = load_in(client, &path, "parallel", None, LIMIT)?;
+        let document = load_in(client, &path, |load| load, LIMIT)?;
         for result in &document.results {
             self.say(format!("{}: {} {}", result.member, result.result, result.reason).trim_end());
         }

@@ -1,0 +1,72 @@
+//! An instance as a thread of this kernel: what a process is for the others, with the same loop at its end.
+
+use super::child::{Hosted, serve};
+use super::context::{Context, Log, Speaker};
+use super::inside::Inside;
+use dvm_core::ids::Name;
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+/// As a program's first thread has it: a plug-in is not to see a difference.
+const STACK: usize = 8 << 20;
+
+/// A thread that holds a plug-in. Dropping it tells it to end, with the end of the socket; one that does not is left
+/// behind.
+#[derive(Debug)]
+pub(super) struct Thread {
+    inside: Arc<Inside>,
+    plugin: Name,
+    context: &'static Context,
+    /// Closed at its end.
+    alive: mpsc::Sender<Infallible>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Thread {
+    /// Starts one; the socket is the kernel's end.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn start(inside: &Arc<Inside>, speaker: Speaker) -> io::Result<(Self, UnixStream)> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let socket = UnixStream::from_std(ours)?;
+        let plugin = speaker.plugin.clone();
+        let context = Context::new(Log::Here(speaker));
+        let (alive, ended) = mpsc::channel(1);
+        let mut hosted = Hosted::new(context, Some((inside.clone(), plugin.clone())));
+        let run = move || {
+            if let Err(error) = serve(theirs, &mut hosted) {
+                tracing::debug!(%error, "a plug-in's thread ends");
+            }
+            hosted.end();
+            drop(ended);
+        };
+        let thread =
+            std::thread::Builder::new().name(format!("plugin-{plugin}")).stack_size(STACK).spawn(run)?;
+        let (inside, thread) = (inside.clone(), Some(thread));
+        Ok((Self { inside, plugin, context, alive, thread }, socket))
+    }
+
+    /// Waits for its end.
+    pub(super) async fn ended(&self) {
+        self.alive.closed().await;
+    }
+
+    /// Whatever its instance asks of the kernel does nothing any more.
+    pub(super) fn close(&self) {
+        self.context.close();
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.close();
+        let thread = self.thread.take().expect("it is waited for once");
+        self.inside.see_off(std::mem::take(&mut self.plugin), thread);
+    }
+}
