@@ -8,6 +8,7 @@
 //! local      clients of this host           ┐ on a thread of their own, which may be slow
 //! peer       questions between kernels      ┘
 //! plugins    this member's plug-in instances, on another one
+//! services   what an instance asks of its host, and processes that plug-ins start
 //! feed       what the ring's task tells the others, in order
 //! ring       the task that owns the member  ┐ on the main thread, which is never kept waiting
 //! net        connections between kernels    ┘
@@ -24,6 +25,7 @@ mod peer;
 mod plugins;
 mod ring;
 mod security;
+mod services;
 mod start;
 mod tally;
 
@@ -48,8 +50,10 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|word| word == "plugin-host") {
-        return plugins::child::main();
+    match std::env::args_os().nth(1) {
+        Some(word) if word == "plugin-host" => return plugins::child::main(),
+        Some(word) if word == "process-host" => return services::keeper::main(),
+        _ => {}
     }
     let arguments = Arguments::parse();
     if arguments.session { start::session() } else { start::front() }

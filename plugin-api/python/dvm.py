@@ -30,7 +30,7 @@ import typing
 
 __all__ = ["open", "Dvm", "Entry", "Events", "Event", "Error", "version"]
 
-version = "1.0.0"
+version = "1.1.0"
 
 # Returned by dvm_next_event when the DVM was halted.
 _ENDED = -9

@@ -1,4 +1,4 @@
-//! The binary boundary between a host and a plug-in: ABI 1.0.
+//! The binary boundary between a host and a plug-in: ABI 1.1.
 //!
 //! A plug-in exports one symbol, [`SYMBOL`], which leads to a [`PluginModule`], a table of functions. The rules:
 //! - Nothing allocated on one side is kept or freed on the other. Arguments are borrowed for the call; results are
@@ -33,7 +33,7 @@ pub const VERSION: &str = crate::__abi_version!();
 #[macro_export]
 macro_rules! __abi_version {
     () => {
-        "1.0"
+        "1.1"
     };
 }
 
@@ -99,6 +99,28 @@ pub struct Out {
     pub write: extern "C" fn(ctx: *mut (), bytes: RSlice<'_, u8>),
 }
 
+/// Runs a function with somewhere for its result to go; the status, and what was written.
+pub(crate) fn collect(function: impl FnOnce(Out) -> u32) -> (u32, Vec<u8>) {
+    extern "C" fn write(ctx: *mut (), bytes: RSlice<'_, u8>) {
+        // SAFETY: `ctx` is the vector below, which outlives the call.
+        let sink = unsafe { &mut *ctx.cast::<Vec<u8>>() };
+        sink.extend_from_slice(bytes.as_slice());
+    }
+    let mut sink: Vec<u8> = Vec::new();
+    let status = function(Out { ctx: (&raw mut sink).cast(), write });
+    (status, sink)
+}
+
+/// The services of a host that has none.
+pub(crate) extern "C" fn no_services(_: *const (), _: RSlice<'_, u8>, out: Out) -> u32 {
+    (out.write)(out.ctx, RSlice::from_slice(NO_SERVICES.as_bytes()));
+    status::ERROR
+}
+
+/// What such a host says.
+pub(crate) const NO_SERVICES: &str = "this host has no services: an instance has them in a process of its own and inside \
+                                      the kernel, not in memory and not in an application";
+
 /// What a plug-in may ask of its host, from any thread, for as long as the process lives.
 #[repr(C)]
 #[derive(StableAbi)]
@@ -112,6 +134,10 @@ pub struct HostCalls {
     /// The token under which the instance may act on the world at this moment; 0 if it may not.
     #[sabi(last_prefix_field)]
     pub token: extern "C" fn(ctx: *const ()) -> u64,
+    /// Asks for a [service](crate::service): `request` is an [`Ask`](crate::service::Ask) in MessagePack with named
+    /// fields. With [`status::OK`] `Out` gets the answer, a JSON value in MessagePack; else the text of the error. Since
+    /// 1.1.
+    pub ask: extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32,
 }
 
 impl HostCalls {
@@ -170,5 +196,5 @@ impl RootModule for PluginModuleRef {
     abi_stable::declare_root_module_statics! {PluginModuleRef}
     const BASE_NAME: &'static str = "dvm_plugin";
     const NAME: &'static str = "dvm_plugin";
-    const VERSION_STRINGS: VersionStrings = VersionStrings::new("1.0.0");
+    const VERSION_STRINGS: VersionStrings = VersionStrings::new("1.1.0");
 }

@@ -138,7 +138,8 @@ fn calls(seat: &'static Seat) -> HostCallsRef {
     extern "C" fn token(ctx: *const ()) -> u64 {
         seat_of(ctx).token()
     }
-    HostCalls { ctx: (&raw const *seat).cast(), log, token }.leak()
+    let ask = crate::abi::no_services;
+    HostCalls { ctx: (&raw const *seat).cast(), log, token, ask }.leak()
 }
 
 /// From the kernel; the same as it says to a plug-in's process, but for what has to do with libraries.

@@ -349,7 +349,8 @@ fn kind(request: &Request) -> Kind {
         | Request::Remove { .. }
         | Request::Halt
         | Request::Promote => Kind::Change,
-        Request::Chaos(_)
+        Request::Service { .. }
+        | Request::Chaos(_)
         | Request::Bench { .. }
         | Request::Watch { .. }
         | Request::Watched

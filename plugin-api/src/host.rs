@@ -5,7 +5,6 @@
 
 use crate::abi::{Handle, HostCallsRef, Out, PluginModuleRef, status};
 use crate::plugin::{Meta, Role};
-use abi_stable::std_types::RSlice;
 use std::fmt;
 
 #[cfg(feature = "host")]
@@ -205,13 +204,7 @@ pub fn encode_meta(meta: &Meta) -> Vec<u8> {
 }
 
 fn call(function: impl FnOnce(Out) -> u32) -> Result<Vec<u8>, CallError> {
-    extern "C" fn write(ctx: *mut (), bytes: RSlice<'_, u8>) {
-        // SAFETY: `ctx` is the vector below, which outlives the call.
-        let sink = unsafe { &mut *ctx.cast::<Vec<u8>>() };
-        sink.extend_from_slice(bytes.as_slice());
-    }
-    let mut sink: Vec<u8> = Vec::new();
-    let status = function(Out { ctx: (&raw mut sink).cast(), write });
+    let (status, sink) = crate::abi::collect(function);
     let text = |sink: &[u8]| String::from_utf8_lossy(sink).into_owned();
     match status {
         status::OK => Ok(sink),

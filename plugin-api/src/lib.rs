@@ -81,7 +81,7 @@
 //! Built as a `cdylib`, it is loaded with `dvm plugin load ./libbook.so` and called with
 //! `dvm call book '{"add":{"name":"Ada","number":"1815"}}'`.
 //!
-//! [`client`] is for applications, [`local`] is what clients and a kernel say to each other, [`place`] where they meet.
+//! [`service`] is what an instance may ask of its host; [`client`] is for applications, [`local`] is what clients and a kernel say to each other, [`place`] where they meet.
 
 pub mod abi;
 mod attach;
@@ -92,9 +92,12 @@ pub mod local;
 pub mod manifest;
 pub mod place;
 mod plugin;
+pub mod service;
+mod services;
 pub mod testing;
 
 #[doc(hidden)]
 pub use attach::{ATTACH_VERSION, Said, Told};
 pub use attach::{Attached, attach};
 pub use plugin::{Error, Event, Host, Meta, Place, Plugin, Result, Role};
+pub use services::Program;

@@ -209,10 +209,13 @@ pub struct Place {
 }
 
 /// The host of an instance: where it runs, and services for it. Cheap to clone; follows view changes.
+///
+/// What is here may be asked at any time, by any thread. The services that have an answer
+/// ([`call`](Self::call) and what follows it) say when they may be asked, and `docs/host-services.md` has them in a table.
 #[derive(Clone)]
 pub struct Host {
     place: Arc<RwLock<Place>>,
-    calls: Option<HostCallsRef>,
+    pub(crate) calls: Option<HostCallsRef>,
 }
 
 impl Host {

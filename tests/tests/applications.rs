@@ -401,13 +401,13 @@ fn the_header_is_one_for_cpp_too() {
 #[test]
 fn all_parts_name_one_version() {
     for (file, line) in [
-        ("plugin-api/Cargo.toml", "version = \"1.0.0\""),
-        ("plugin-api/capi/Cargo.toml", "version = \"1.0.0\""),
-        ("plugin-api/capi/include/dvm.h", "#define DVM_VERSION \"1.0.0\""),
-        ("plugin-api/capi/include/dvm_plugin.h", "#define DVM_PLUGIN_ABI_TEXT \"1.0\""),
-        ("plugin-api/capi/include/dvm_plugin.h", "#define DVM_PLUGIN_ABI UINT32_C(0x00010000)"),
-        ("plugin-api/capi/dvm.pc.in", "Version: 1.0.0"),
-        ("plugin-api/python/dvm.py", "version = \"1.0.0\""),
+        ("plugin-api/Cargo.toml", "version = \"1.1.0\""),
+        ("plugin-api/capi/Cargo.toml", "version = \"1.1.0\""),
+        ("plugin-api/capi/include/dvm.h", "#define DVM_VERSION \"1.1.0\""),
+        ("plugin-api/capi/include/dvm_plugin.h", "#define DVM_PLUGIN_ABI_TEXT \"1.1\""),
+        ("plugin-api/capi/include/dvm_plugin.h", "#define DVM_PLUGIN_ABI UINT32_C(0x00010001)"),
+        ("plugin-api/capi/dvm.pc.in", "Version: 1.1.0"),
+        ("plugin-api/python/dvm.py", "version = \"1.1.0\""),
     ] {
         assert!(page(file).lines().any(|found| found == line), "{file} has not `{line}`");
     }

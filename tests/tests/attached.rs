@@ -288,7 +288,7 @@ fn a_panic_ends_the_instance_and_not_the_application() {
 fn what_cannot_attach_is_told_why() {
     let cluster = Cluster::up(2, &[]);
     let refused = |member: &str, words: &str| {
-        let failure = attach_at(cluster.place(), member).err().expect("it is refused");
+        let Err(failure) = attach_at(cluster.place(), member) else { panic!("it is refused") };
         assert!(failure.message.contains(words), "{words} in {failure:?}");
     };
     refused("k0", "no plug-in of that name is loaded");

@@ -51,7 +51,7 @@ fn the_counter_in_c_is_loaded_called_configured_and_handed_over() {
     let library = counter(&cluster);
     let check = cluster.ok(&["plugin", "check", text(&library)]);
     assert_eq!((&check["name"], &check["payload"]), (&json!("counter"), &json!("json")), "{check}");
-    assert_eq!((&check["abi"], &check["capabilities"]), (&json!("1.0"), &json!(["snapshot"])), "{check}");
+    assert_eq!((&check["abi"], &check["capabilities"]), (&json!("1.1"), &json!(["snapshot"])), "{check}");
 
     let refused = cluster.json(&["plugin", "load", text(&library), "-c", "nonsense=1"]).exits(4).json();
     let reason = "unknown field `nonsense`, expected `start` or `step`";
@@ -172,7 +172,7 @@ fn tables_that_do_not_fit_are_refused_with_a_reason() {
     for (options, reason) in [
         (&["-DSIZE=8"][..], "dvm_plugin_v1 has a struct_size of 8, the least is 32; compile it"),
         (&["-DFUNCTIONS_SIZE=80"], "dvm_plugin_v1 has a functions_size of 80, the least is 88; compile it"),
-        (&["-DABI=0x20001"], "dvm_plugin_v1 is of ABI 2.1, this host speaks 1.0; compile it"),
+        (&["-DABI=0x20001"], "dvm_plugin_v1 is of ABI 2.1, this host speaks 1.1; compile it"),
         (&["-DNO_APPLY"], "its functions have no `apply`"),
         (
             &["-DFLAGS=0"],

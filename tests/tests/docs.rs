@@ -133,6 +133,17 @@ fn the_plugin_of_the_book_is_the_one_that_is_compiled() {
     assert_eq!(shown, compiled, "docs/plugins.md shows another plug-in than plugin-api/src/lib.rs");
 }
 
+#[test]
+fn the_example_of_services_is_the_one_that_is_compiled() {
+    // `cargo test --doc` compiles it.
+    let lib = page("plugin-api/src/service.rs");
+    let documentation = lib.lines().map_while(|line| line.strip_prefix("//!"));
+    let documentation: Vec<_> = documentation.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect();
+    let compiled = documentation.join("\n").split("\n```").nth(1).expect("an example").trim().to_owned();
+    let shown = block(&page("docs/host-services.md"), "## A whole one", "rust");
+    assert_eq!(shown, compiled, "docs/host-services.md shows another plug-in than plugin-api/src/service.rs");
+}
+
 /// `c_plugins.rs` compiles it, loads it and calls it.
 #[test]
 fn the_plugin_in_c_of_the_book_is_the_one_that_is_loaded() {

@@ -7,15 +7,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which of our packages each package may use; tests may use more.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("dvm-core", &[]),
     ("dvm-plugin-api", &[]),
     ("dvm-capi", &["dvm-plugin-api"]),
     ("dvm-kernel", &["dvm-core", "dvm-plugin-api"]),
     ("dvm-plugin-counter", &["dvm-plugin-api"]),
     ("dvm-plugin-hooks", &["dvm-plugin-api"]),
+    ("dvm-plugin-jobs", &["dvm-plugin-api"]),
     ("dvm-plugin-ledger", &["dvm-plugin-api"]),
     ("dvm-plugin-metrics", &["dvm-plugin-api"]),
+    ("dvm-plugin-services", &["dvm-plugin-api"]),
     ("dvm", &["dvm-plugin-api"]),
     ("xtask", &[]),
     ("dvm-tests", &["dvm-core", "dvm-plugin-api"]),

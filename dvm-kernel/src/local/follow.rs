@@ -101,6 +101,7 @@ impl Server {
                 }
                 if let Some(ended) = &delivery.ended {
                     self.opened.borrow_mut().remove(&ended.transaction.id);
+                    self.on_unloaded(&ended.transaction, ended.committed);
                     spawn_local(self.clone().keep_libraries());
                 }
                 if delivery.events.iter().any(|event| event.kind.word() == "halting") {
@@ -121,6 +122,15 @@ impl Server {
         // While there are no plug-ins, their manager need only know who the members are.
         if self.plugins_listen.borrow().is_some() || matches!(delivery.entry.content, Content::View(_)) {
             self.tell_plugins(ToPlugins::Delivered(delivery));
+        }
+    }
+
+    /// What an unloaded plug-in has started goes with it.
+    fn on_unloaded(self: &Rc<Self>, transaction: &Transaction, committed: bool) {
+        let TransactionKind::Unload { plugin } = &transaction.kind else { return };
+        if committed && !transaction.dry_run {
+            let (server, plugin) = (self.clone(), plugin.clone());
+            spawn_local(async move { server.processes.end_all_but(|of| *of != plugin).await });
         }
     }
 
@@ -155,6 +165,8 @@ impl Server {
             told.push_back(lost.told(&state));
             self.count_event("partition-lost");
         }
+        let (server, loaded) = (self.clone(), state.plugins.clone());
+        spawn_local(async move { server.processes.end_all_but(|of| loaded.get(of).is_some()).await });
         if !state.plugins.is_empty() || !state.open.is_empty() {
             self.plugins_listen.borrow_mut().get_or_insert_with(|| self.feed.listen());
         }
@@ -242,6 +254,7 @@ impl Server {
             // A process that cannot be killed hangs in the operating system and does no harm any more.
             tracing::error!("plug-ins of the excluded incarnation do not end");
         }
+        self.processes.end_all_but(|_| false).await;
         let id = MemberId(draw_id());
         if let Err(error) = self.shared.vault.renew(id) {
             tracing::error!(%error, "no certificate for a new incarnation");

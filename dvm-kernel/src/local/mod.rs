@@ -7,6 +7,7 @@
 mod changes;
 mod connections;
 pub(crate) mod documents;
+mod effects;
 mod follow;
 mod journal;
 mod metrics;
@@ -14,6 +15,7 @@ mod mirror;
 mod plugin_requests;
 mod requests;
 mod roles;
+mod services;
 mod subscribe;
 mod verify;
 
@@ -25,6 +27,8 @@ use crate::peer::{self, Peers};
 use crate::plugins::{FromPlugins, ToPlugins};
 use crate::ring::RingHandle;
 use crate::security::ticket::Tickets;
+use crate::services::desk::Desks;
+use crate::services::processes::Processes;
 use dvm_core::Config;
 use dvm_core::ids::{Time, TransactionId};
 use dvm_core::state::LeaveBy;
@@ -81,6 +85,10 @@ pub(crate) struct Parts {
     pub(crate) plugins: mpsc::Sender<ToPlugins>,
     /// What it reports.
     pub(crate) reports: mpsc::Receiver<FromPlugins>,
+    /// Of its instances.
+    pub(crate) desks: Arc<Desks>,
+    /// This program, for the processes that instances start.
+    pub(crate) kernel: PathBuf,
 }
 
 /// The server's state.
@@ -114,6 +122,12 @@ pub(crate) struct Server {
     orphans: RefCell<Option<journal::Lost>>,
     /// What is told of the last lost branches, oldest first.
     lost: RefCell<VecDeque<EventDoc>>,
+    /// Of the plug-in instances here.
+    pub(crate) desks: Arc<Desks>,
+    /// What plug-ins have started here.
+    pub(crate) processes: Processes,
+    /// Effects that are done.
+    marks: RefCell<effects::Marks>,
     /// Who the primaries are, and whether this member's may act.
     roles: RefCell<Roles>,
     blocked: Cell<bool>,
@@ -137,6 +151,8 @@ pub(crate) struct Server {
 pub(crate) async fn run(parts: Parts) -> io::Result<()> {
     let socket = UnixListener::from_std(parts.socket)?;
     let defaults = Config::default();
+    let env = [("DVM_URI", parts.place.uri()), ("DVM_MEMBER", parts.identity.name.clone())];
+    let env = env.map(|(name, value)| (name.to_owned(), value)).to_vec();
     let server = Rc::new(Server {
         dvm: parts.dvm,
         shared: parts.shared,
@@ -158,6 +174,9 @@ pub(crate) async fn run(parts: Parts) -> io::Result<()> {
         opened: RefCell::default(),
         orphans: RefCell::default(),
         lost: RefCell::default(),
+        desks: parts.desks,
+        processes: Processes::new(parts.kernel, env),
+        marks: RefCell::default(),
         roles: RefCell::default(),
         blocked: Cell::new(false),
         halting: Cell::new(false),
@@ -193,7 +212,9 @@ impl Server {
                 sleep(Duration::from_millis(2)).await;
             }
         };
-        let (fenced, _) = tokio::join!(timeout(PLUGINS_END, fenced), timeout(FAREWELL, answers));
+        let processes = self.processes.end_all_but(|_| false);
+        let (fenced, _, ()) =
+            tokio::join!(timeout(PLUGINS_END, fenced), timeout(FAREWELL, answers), processes);
         if fenced.is_err() {
             tracing::warn!("plug-ins do not end; they are left to the operating system");
         }

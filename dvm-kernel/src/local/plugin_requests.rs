@@ -464,7 +464,7 @@ impl Server {
 
     /// The payload format of a plug-in. With `ask`, one that this member does not know is looked for again behind all
     /// that was acknowledged before.
-    async fn payload_of(&self, ask: Option<&Ask>, plugin: &str) -> Result<Payload, Failure> {
+    pub(super) async fn payload_of(&self, ask: Option<&Ask>, plugin: &str) -> Result<Payload, Failure> {
         let wanted = plugin.to_owned();
         let look = move |state: &State| state.plugins.get(&wanted).map(|plugin| plugin.spec.library.payload);
         let found = match ask {

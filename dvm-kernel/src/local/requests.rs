@@ -160,6 +160,7 @@ impl Server {
             Request::Verify => self.verify(ask).await,
             Request::Call { plugin, command, query: false, .. } => self.call(ask, plugin, command).await,
             Request::Call { plugin, command, fresh, .. } => self.query(ask, plugin, command, fresh).await,
+            Request::Service { desk, ask: asked } => self.service(ask, desk, asked).await,
             Request::PutBlob { hash, size, offset, data } => self.put_blob(&hash, size, offset, &data),
             Request::Transact { kind, require, dry_run } => self.transact(ask, kind, require, dry_run).await,
             Request::Ticket => self.ticket(),
@@ -214,7 +215,12 @@ impl Server {
         timeout(FIGURES, answered).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 
-    async fn state_get(self: &Rc<Self>, key: String, fresh: bool, ask: &Ask) -> Result<Answer, Failure> {
+    pub(super) async fn state_get(
+        self: &Rc<Self>,
+        key: String,
+        fresh: bool,
+        ask: &Ask,
+    ) -> Result<Answer, Failure> {
         if fresh {
             let unstamped = Ask { stamp: None, ..*ask };
             self.change(&unstamped, Change::Noop).await?;

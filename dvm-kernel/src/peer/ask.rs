@@ -8,6 +8,8 @@ use crate::net::dial::{DialError, dial};
 use crate::net::hello::Lane;
 use crate::net::{Shared, frame};
 use crate::plugins::{self, Execution};
+use crate::services::keeper::Order;
+use crate::services::processes::{News, Progress};
 use dvm_core::Snapshot;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
 use std::io;
@@ -115,6 +117,54 @@ impl Peers {
         }
     }
 
+    /// Whether a member is one still.
+    pub(crate) fn has(&self, member: MemberId) -> bool {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner).contains(&member)
+    }
+
+    /// A message for another kernel's instance; whether it is taken.
+    pub(crate) async fn message(
+        &self,
+        to: MemberId,
+        plugin: Name,
+        message: Vec<u8>,
+        limit: Duration,
+    ) -> Result<Result<(), String>, AskError> {
+        let mut stream = self.open(to, Lane::Bulk, &Question::Message { plugin, message }).await?;
+        match reply(&mut stream, limit).await? {
+            Reply::Taken(taken) => Ok(taken),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
+    /// Follows a process of another kernel, which starts it if it has not.
+    pub(crate) async fn process(
+        &self,
+        at: MemberId,
+        plugin: Name,
+        key: String,
+        order: Order,
+        progress: Progress,
+    ) -> Result<Process, AskError> {
+        let stream = self.open(at, Lane::Bulk, &Question::Process { plugin, key, order, progress }).await?;
+        Ok(Process { stream })
+    }
+
+    /// Has another kernel end a process.
+    pub(crate) async fn end_process(
+        &self,
+        at: MemberId,
+        plugin: Name,
+        key: String,
+        limit: Duration,
+    ) -> Result<(), AskError> {
+        let mut stream = self.open(at, Lane::Bulk, &Question::EndProcess { plugin, key }).await?;
+        match reply(&mut stream, limit).await? {
+            Reply::Taken(_) => Ok(()),
+            _ => Err(AskError::Unexpected),
+        }
+    }
+
     /// Has another kernel copy its state, to be compared later.
     pub(crate) async fn copy_state(&self, of: MemberId) -> Result<Copied, AskError> {
         let mut stream = self.open(of, Lane::Bulk, &Question::Verify).await?;
@@ -146,6 +196,19 @@ impl Peers {
         let mut stream = dial(&self.shared, to, lane, None).await?;
         frame::write(&mut stream, question).await?;
         Ok(stream)
+    }
+}
+
+/// A process of another kernel.
+pub(crate) struct Process {
+    stream: Stream,
+}
+
+impl Process {
+    /// What is told of it next.
+    pub(crate) async fn next(&mut self) -> Result<News, AskError> {
+        let next = tokio::time::timeout(SILENCE, frame::read(&mut self.stream, FRAME_MAX)).await;
+        Ok(next.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?)
     }
 }
 

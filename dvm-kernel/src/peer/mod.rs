@@ -18,6 +18,8 @@ pub(crate) use bulk::give_way;
 pub(crate) use serve::serve;
 
 use crate::plugins::Execution;
+use crate::services::keeper::Order;
+use crate::services::processes::Progress;
 use dvm_core::ids::{HistoryIndex, Name, TransactionId};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -79,6 +81,32 @@ enum Question {
         /// The command's.
         index: HistoryIndex,
     },
+    /// A message for your instance of a plug-in: an event, as the plug-in API encodes it.
+    Message {
+        /// The plug-in.
+        plugin: Name,
+        /// The event.
+        #[serde(with = "as_bytes")]
+        message: Vec<u8>,
+    },
+    /// Start a process for a plug-in unless you have, and tell me of it from here on. `News` follow, until it has ended.
+    Process {
+        /// The plug-in.
+        plugin: Name,
+        /// Its key.
+        key: String,
+        /// What is run.
+        order: Order,
+        /// What I know of it.
+        progress: Progress,
+    },
+    /// End that process.
+    EndProcess {
+        /// The plug-in.
+        plugin: Name,
+        /// Its key.
+        key: String,
+    },
     /// Answer this for a client of mine (`ToKernel`, as the local protocol encodes it).
     Relay(#[serde(with = "as_bytes")] Vec<u8>),
 }
@@ -102,6 +130,8 @@ enum Reply {
     Hashes(Option<([u8; 32], [u8; 32])>),
     /// An instance's reply as JSON text, or its own error; nothing if there is none.
     Plugin(Option<Result<String, String>>),
+    /// A message is taken, or why not.
+    Taken(Result<(), String>),
     /// A `ToClient`, as the local protocol encodes it.
     Relayed(#[serde(with = "as_bytes")] Vec<u8>),
 }

@@ -6,6 +6,8 @@ use crate::net::frame::{self, HELLO_MAX};
 use crate::net::hello::{Admittance, Hello, Knock, Lane};
 use crate::net::{self, Shared};
 use crate::plugins::ToPlugins;
+use crate::services::keeper::End;
+use crate::services::processes::{Follow, News};
 use dvm_core::ids::MemberId;
 use dvm_core::{Input, Phase};
 use std::io;
@@ -25,17 +27,28 @@ pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
 /// How long one answer may take.
 const ANSWER: Duration = Duration::from_secs(120);
 
+/// How long nothing may be told of a process.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// How long what is told of a process may wait for its reader.
+const STUCK: Duration = Duration::from_secs(60);
+
 /// Serves one connection.
 pub(crate) async fn serve(server: Rc<Server>, lane: Lane, stream: StdStream) {
     let served = async {
         let stream = TcpStream::from_std(stream)?;
         match lane {
-            Lane::Ticket => admit(&server, stream).await,
+            Lane::Ticket => admit(&server, stream).await.map(|()| None),
             _ => answer(&server, stream).await,
         }
     };
     match timeout(ANSWER, served).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some(told))) => {
+            if let Err(error) = told.tell().await {
+                tracing::debug!(%error, "nobody is told of a process any more");
+            }
+        }
         Ok(Err(error)) => tracing::info!(%error, "a bulk connection failed"),
         Err(_) => tracing::info!("a bulk connection took too long"),
     }
@@ -68,12 +81,53 @@ async fn admit(server: &Server, stream: TcpStream) -> io::Result<()> {
     stream.shutdown().await
 }
 
-async fn answer(server: &Rc<Server>, stream: TcpStream) -> io::Result<()> {
+/// A connection on which a process is told of, for as long as it runs.
+struct Told {
+    stream: TlsStream<TcpStream>,
+    follow: Result<Follow, String>,
+}
+
+impl Told {
+    async fn tell(mut self) -> io::Result<()> {
+        loop {
+            let news = match &mut self.follow {
+                Ok(follow) => timeout(QUIET, follow.next()).await.unwrap_or(News::Quiet),
+                Err(why) => News::Ended(End::Failed(why.clone())),
+            };
+            timeout(STUCK, frame::write(&mut self.stream, &news))
+                .await
+                .map_err(|_| io::ErrorKind::TimedOut)??;
+            if let News::Ended(_) = news {
+                return self.stream.shutdown().await;
+            }
+        }
+    }
+}
+
+/// Answers a question; what goes on for longer is returned.
+async fn answer(server: &Rc<Server>, stream: TcpStream) -> io::Result<Option<Told>> {
     let shared = &server.shared;
     let shake = timeout(HANDSHAKE, introduce(shared, stream));
-    let Some((mut stream, from)) = shake.await.map_err(|_| io::ErrorKind::TimedOut)?? else { return Ok(()) };
+    let Some((mut stream, from)) = shake.await.map_err(|_| io::ErrorKind::TimedOut)?? else {
+        return Ok(None);
+    };
     let question = timeout(HANDSHAKE, frame::read(&mut stream, FRAME_MAX));
-    let reply = match question.await.map_err(|_| io::ErrorKind::TimedOut)?? {
+    match question.await.map_err(|_| io::ErrorKind::TimedOut)?? {
+        Question::Process { plugin, key, order, progress } => {
+            let follow = server.follow_own(&plugin, &key, order, progress).await;
+            Ok(Some(Told { stream, follow }))
+        }
+        question => answer_once(server, stream, from, question).await.map(|()| None),
+    }
+}
+
+async fn answer_once(
+    server: &Rc<Server>,
+    mut stream: TlsStream<TcpStream>,
+    from: MemberId,
+    question: Question,
+) -> io::Result<()> {
+    let reply = match question {
         Question::Snapshot { hash, size } => {
             return take_snapshot(server, from, &mut stream, hash, size).await;
         }
@@ -90,7 +144,7 @@ async fn answer(server: &Rc<Server>, stream: TcpStream) -> io::Result<()> {
             return match answered.await.ok().flatten().filter(|bytes| bytes.len() as u64 <= BLOB_MAX) {
                 Some(bytes) => {
                     send_bytes(&mut stream, &bytes).await?;
-                    shared.tally.bulk_out.add(bytes.len());
+                    server.shared.tally.bulk_out.add(bytes.len());
                     Ok(())
                 }
                 None => frame::write(&mut stream, &Reply::None).await,
@@ -113,6 +167,12 @@ async fn answer(server: &Rc<Server>, stream: TcpStream) -> io::Result<()> {
             let Through(index) = frame::read(&mut stream, HELLO_MAX).await?;
             Reply::Hashes(server.hashes_at(state, index).await)
         }
+        Question::Message { plugin, message } => Reply::Taken(server.desks.message(&plugin, message.into())),
+        Question::EndProcess { plugin, key } => {
+            server.processes.terminate(&plugin, &key);
+            Reply::Taken(Ok(()))
+        }
+        Question::Process { .. } => return Err(io::Error::other("it is told of elsewhere")),
         Question::Relay(message) => Reply::Relayed(server.answer_relayed(&message).await),
     };
     frame::write(&mut stream, &reply).await?;

@@ -3,6 +3,7 @@
 //! A frame is a length (`u32`, little endian, at most [`FRAME_MAX`]) and that many bytes of MessagePack. The kernel
 //! sends [`ToChild`] without waiting; the child answers each with one [`FromChild`], in order.
 
+use crate::services::asker::Access;
 use bytes::{Buf, Bytes, BytesMut};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -15,8 +16,9 @@ pub(super) const FRAME_MAX: usize = 512 << 20;
 /// To the child. Payloads are in the plug-in's format; `place`, `meta` and events as the plug-in API encodes them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum ToChild {
-    /// Load the library: a private copy, and the hash of it. Inside the kernel there is no copy of what is mapped.
-    Open { library: PathBuf, hash: [u8; 32] },
+    /// Load the library: a private copy, and the hash of it. Inside the kernel there is no copy of what is mapped. Its
+    /// instance asks for services as `access` has it.
+    Open { library: PathBuf, hash: [u8; 32], access: Access },
     /// Would this configuration do?
     Validate { config: Bytes, place: Bytes },
     /// Start the instance.
@@ -66,7 +68,7 @@ pub(super) fn put<T: Serialize>(message: &T, to: &mut Vec<u8>) {
 }
 
 /// A frame by itself.
-pub(super) fn frame<T: Serialize>(message: &T) -> Bytes {
+pub(crate) fn frame<T: Serialize>(message: &T) -> Bytes {
     let mut bytes = Vec::new();
     put(message, &mut bytes);
     bytes.into()
@@ -76,7 +78,7 @@ pub(super) fn frame<T: Serialize>(message: &T) -> Bytes {
 ///
 /// # Errors
 /// `InvalidData` for a length above the bound or bytes that do not decode.
-pub(super) fn take<T: DeserializeOwned>(received: &mut BytesMut) -> io::Result<Option<T>> {
+pub(crate) fn take<T: DeserializeOwned>(received: &mut BytesMut) -> io::Result<Option<T>> {
     let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
     let Some(length) = received.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_le_bytes(*length) as usize;

@@ -7,11 +7,13 @@
 use super::channel::{self, FromChild, ToChild};
 use super::context::{Context, Log};
 use super::inside::Inside;
+use crate::services::asker::{Access, during};
 use bytes::BytesMut;
 use dvm_core::ids::Name;
 use dvm_plugin_api::Role;
 use dvm_plugin_api::abi::HostCallsRef;
 use dvm_plugin_api::host::{CallError, Instance, Module};
+use dvm_plugin_api::service::Moment;
 use rustix::fs::{MemfdFlags, SealFlags, StatVfsMountFlags};
 use rustix::process::{Resource, Rlimit, Signal};
 use std::fs::{self, File};
@@ -45,19 +47,25 @@ pub(crate) fn main() -> ExitCode {
 /// Makes the process what it should be, and takes the socket out of the plug-in's way.
 fn settle() -> io::Result<UnixStream> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    close_inherited()?;
+    take_socket()
+}
+
+/// The socket on standard input, in whose place is nothing from here on. The far end is this process's parent.
+pub(crate) fn take_socket() -> io::Result<UnixStream> {
     let stdin = rustix::stdio::stdin();
     let peer = rustix::net::sockopt::socket_peercred(stdin)?;
     if rustix::process::getppid() != Some(peer.pid) {
         return Err(io::Error::other("the kernel is gone"));
     }
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    close_inherited()?;
     let socket = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
     rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
     Ok(socket.into())
 }
 
-fn close_inherited() -> io::Result<()> {
+/// Closes what was open in its parent.
+pub(crate) fn close_inherited() -> io::Result<()> {
     let open = fs::read_dir("/proc/self/fd")?;
     let open: Vec<i32> = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     for descriptor in open.into_iter().filter(|descriptor| *descriptor > 2) {
@@ -123,17 +131,18 @@ impl Hosted {
     pub(super) fn end(&mut self) {
         if let Some(instance) = self.instance.take() {
             // Nobody hears of it any more.
-            let _ = instance.stop();
+            let _ = during(Moment::Callback, || instance.stop());
         }
     }
 
-    fn open(&mut self, library: &Path, hash: [u8; 32]) -> FromChild {
+    fn open(&mut self, library: &Path, hash: [u8; 32], access: Access) -> FromChild {
         let module = match &self.inside {
             Some((inside, plugin)) => inside.open(hash, plugin, || load(library)),
             None => load(library),
         };
         match module {
             Ok(module) => {
+                self.context.opened(access);
                 self.module = Some(module);
                 done(Vec::new())
             }
@@ -144,20 +153,26 @@ impl Hosted {
     fn handle(&mut self, message: ToChild) -> FromChild {
         let calls = self.calls;
         match message {
-            ToChild::Open { library, hash } => self.open(&library, hash),
+            ToChild::Open { library, hash, access } => self.open(&library, hash, access),
             ToChild::Validate { config, place } => match &self.module {
-                Some(module) => answer(module.validate(&config, &place, calls).map(|()| Vec::new())),
+                Some(module) => {
+                    let validate = || module.validate(&config, &place, calls);
+                    answer(during(Moment::Validate, validate).map(|()| Vec::new()))
+                }
                 None => missing("library"),
             },
             ToChild::Start { config, place } => match &self.module {
-                Some(module) => answer(module.start(&config, &place, calls).map(|instance| {
-                    self.instance = Some(instance);
-                    Vec::new()
-                })),
+                Some(module) => {
+                    let started = during(Moment::Start, || module.start(&config, &place, calls));
+                    answer(started.map(|instance| {
+                        self.instance = Some(instance);
+                        Vec::new()
+                    }))
+                }
                 None => missing("library"),
             },
             ToChild::Stop => match self.instance.take() {
-                Some(instance) => answer(instance.stop().map(|()| Vec::new())),
+                Some(instance) => answer(during(Moment::Callback, || instance.stop()).map(|()| Vec::new())),
                 None => done(Vec::new()),
             },
             ToChild::Lease { until_us } => {
@@ -169,11 +184,22 @@ impl Hosted {
                     if let ToChild::Role { fence, .. } = &other {
                         self.context.promoted(*fence);
                     }
-                    answer(call(instance, other))
+                    answer(during(moment(&other), || call(instance, other)))
                 }
                 None => missing("instance"),
             },
         }
+    }
+}
+
+/// Whether a callback must come to the same at every instance.
+fn moment(message: &ToChild) -> Moment {
+    match message {
+        ToChild::Apply { .. } => Moment::Fixed("apply"),
+        ToChild::Query(_) => Moment::Fixed("query"),
+        ToChild::Snapshot => Moment::Fixed("snapshot"),
+        ToChild::Restore(_) => Moment::Fixed("restore"),
+        _ => Moment::Callback,
     }
 }
 

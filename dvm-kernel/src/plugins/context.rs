@@ -1,10 +1,11 @@
 //! What an instance's calls to its host lead to: one [`Context`] an instance, wherever it runs.
 
+use crate::services::asker::{Access, Asker};
 use dvm_core::ids::Name;
-use dvm_plugin_api::abi::{HostCalls, HostCallsRef, Slice};
+use dvm_plugin_api::abi::{HostCalls, HostCallsRef, Out, Slice, status};
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// What the host knows of one instance. A plug-in may keep what leads to it for ever, and so it is never freed.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub(super) struct Context {
     until_us: AtomicU64,
     /// The instance is over, whatever its code still does.
     closed: AtomicBool,
+    /// What it asks for services with.
+    asker: OnceLock<Asker>,
 }
 
 /// Where a line goes.
@@ -52,12 +55,18 @@ impl Speaker {
 impl Context {
     pub(super) fn new(log: Log) -> &'static Self {
         let (fence, until_us, closed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        Box::leak(Box::new(Self { log, fence, until_us, closed }))
+        Box::leak(Box::new(Self { log, fence, until_us, closed, asker: OnceLock::new() }))
     }
 
     /// The functions that lead here.
     pub(super) fn calls(&'static self) -> HostCallsRef {
-        HostCalls { ctx: (&raw const *self).cast(), log, token }.leak()
+        HostCalls { ctx: (&raw const *self).cast(), log, token, ask }.leak()
+    }
+
+    /// From here on it may ask for services.
+    pub(super) fn opened(&self, access: Access) {
+        // It holds one library.
+        let _ = self.asker.set(Asker::new(access));
     }
 
     pub(super) fn promoted(&self, fence: u64) {
@@ -79,6 +88,14 @@ impl Context {
         let leased = crate::clock::boot_us() < self.until_us.load(Ordering::Acquire);
         let acts = leased && !self.closed.load(Ordering::Acquire);
         if acts { self.fence.load(Ordering::Acquire) } else { 0 }
+    }
+
+    fn ask(&self, request: &[u8]) -> Result<Vec<u8>, String> {
+        match self.asker.get() {
+            _ if self.closed.load(Ordering::Acquire) => Err("this instance is over".into()),
+            Some(asker) => asker.ask(request),
+            None => Err("nothing can be asked while the library is loaded".into()),
+        }
     }
 
     fn log(&self, level: u8, text: &str) {
@@ -110,6 +127,15 @@ extern "C" fn log(ctx: *const (), level: u8, text: Slice<'_>) {
 
 extern "C" fn token(ctx: *const ()) -> u64 {
     behind(ctx).token()
+}
+
+extern "C" fn ask(ctx: *const (), request: Slice<'_>, out: Out) -> u32 {
+    let (status, bytes) = match behind(ctx).ask(request.as_slice()) {
+        Ok(answer) => (status::OK, answer),
+        Err(text) => (status::ERROR, text.into_bytes()),
+    };
+    (out.write)(out.ctx, Slice::from_slice(&bytes));
+    status
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::history::{Base, Start};
 use super::link::Link;
 use super::manager::Shared;
 use super::process::Ending;
+use crate::services::asker::Access;
 use bytes::Bytes;
 use dvm_core::state::{Limits, Mode, Placement, PluginSpec};
 use dvm_core::wire::{ExecResult, Verdict};
@@ -176,7 +177,15 @@ pub(super) async fn begin<P: Peers>(
     };
     let mut link =
         link.map_err(|error| Trouble::new("start", io_code(&error), format!("no child for it: {error}")))?;
-    let open = ToChild::Open { library: path, hash: spec.library.hash };
+    let notices = shared.options.desks.open(&spec.name);
+    let access = Access {
+        socket: shared.options.socket.clone(),
+        desk: notices.id(),
+        plugin: spec.name.clone(),
+        deadline_ms: spec.deadline_ms,
+    };
+    link.hold(notices);
+    let open = ToChild::Open { library: path, hash: spec.library.hash, access };
     ask(&mut link, "check", &open, deadline).await?;
     start(&mut link, base, place, until, deadline).await?;
     Ok(link)

@@ -5,6 +5,7 @@ use super::context::Speaker;
 use super::inside::Inside;
 use super::process::{Ending, Process, Usage};
 use super::thread::Thread;
+use crate::services::desk::Notices;
 use bytes::BytesMut;
 use rustix::net::Shutdown;
 use std::io;
@@ -39,6 +40,8 @@ pub(super) struct Link {
     received: BytesMut,
     /// Nothing more will come from the socket.
     closed: bool,
+    /// The instance's end of its desk, until it serves. An application has none.
+    notices: Option<Notices>,
 }
 
 /// What is at the other end.
@@ -104,7 +107,17 @@ impl Link {
 
     fn new(far: Far, socket: UnixStream) -> Self {
         let (out, received) = (Vec::new(), BytesMut::new());
-        Self { far, socket, out, written: 0, received, closed: false }
+        Self { far, socket, out, written: 0, received, closed: false, notices: None }
+    }
+
+    /// Its instance has this desk.
+    pub(super) fn hold(&mut self, notices: Notices) {
+        self.notices = Some(notices);
+    }
+
+    /// The desk, for whoever tells the instance what waits there.
+    pub(super) fn take_notices(&mut self) -> Option<Notices> {
+        self.notices.take()
     }
 
     /// The process it is in.

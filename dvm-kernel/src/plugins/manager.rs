@@ -11,6 +11,7 @@ use super::prepare::Successor;
 use super::roster::Roster;
 use super::{Execution, Figures, FromPlugins, Peers, ReplyError, ToPlugins, payload, prepare};
 use crate::peer::give_way;
+use crate::services::desk::Desks;
 use bytes::Bytes;
 use dvm_core::Delivery;
 use dvm_core::ids::{HistoryIndex, MemberId, Name, TransactionId};
@@ -48,6 +49,10 @@ pub(crate) struct Options {
     pub(crate) kernel: PathBuf,
     /// To the ring's task.
     pub(crate) reports: mpsc::Sender<FromPlugins>,
+    /// This kernel's socket, where instances ask for services.
+    pub(crate) socket: PathBuf,
+    /// Where what comes by itself waits for them.
+    pub(crate) desks: Arc<Desks>,
 }
 
 /// What the manager and the instances' tasks share.
@@ -367,10 +372,14 @@ impl<P: Peers> Manager<P> {
             }
             _ => {}
         }
-        for event in
-            delivery.events.iter().filter(|event| !matches!(event.kind, EventKind::KeyChanged { .. }))
-        {
-            self.event(event).await;
+        for event in &delivery.events {
+            match &event.kind {
+                EventKind::KeyChanged { key, .. } => {
+                    let fields = || crate::local::documents::event(event).more.into();
+                    self.shared.options.desks.key_changed(event.index.0, key, fields);
+                }
+                _ => self.event(event).await,
+            }
         }
         self.index = entry.index.0;
         let index = self.index;

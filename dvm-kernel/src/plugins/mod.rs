@@ -22,7 +22,7 @@
 //! ```
 
 mod application;
-mod channel;
+pub(crate) mod channel;
 pub(crate) mod child;
 mod context;
 mod history;
@@ -42,7 +42,8 @@ pub(crate) use application::Attach;
 pub(crate) use inside::{Image, Quarantined};
 pub(crate) use launch::{ITS_OWN, NO_LIMITS};
 pub(crate) use manager::{Options, start};
-pub(crate) use payload::from_json;
+pub(crate) use payload::{from_json, to_json};
+pub(crate) use process::signal_name;
 
 use dvm_core::Delivery;
 use dvm_core::ids::{Fence, HistoryIndex, MemberId, Name, TransactionId};

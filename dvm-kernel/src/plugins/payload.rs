@@ -24,7 +24,7 @@ pub(crate) fn from_json(payload: Payload, value: &Value) -> Result<Bytes, String
 ///
 /// # Errors
 /// If it is not in the plug-in's format, or JSON cannot express it.
-pub(super) fn to_json(payload: Payload, reply: &[u8]) -> Result<Value, String> {
+pub(crate) fn to_json(payload: Payload, reply: &[u8]) -> Result<Value, String> {
     if reply.is_empty() && payload != Payload::Bytes {
         return Ok(Value::Null);
     }

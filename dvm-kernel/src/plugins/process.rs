@@ -175,7 +175,7 @@ impl Ending {
     }
 }
 
-fn signal_name(number: i32) -> String {
+pub(crate) fn signal_name(number: i32) -> String {
     let named = [
         (Signal::ABORT, "SIGABRT"),
         (Signal::BUS, "SIGBUS"),

@@ -12,6 +12,7 @@ use crate::plugins;
 use crate::ring::{Ended, Ends, Ring, RingHandle};
 use crate::security::draw_id;
 use crate::security::tls::Vault;
+use crate::services::desk::Desks;
 use dvm_core::Member;
 use dvm_core::ids::MemberId;
 use dvm_core::state::LeaveBy;
@@ -43,6 +44,9 @@ const SEE_LOG: &str = "look at the kernel's log";
 /// Open files below which a kernel does not start: a few members, clients and plug-ins. With less it would start, and
 /// then turn others away.
 const FILES_MIN: u64 = 48;
+
+/// This program, to be run again for plug-ins and what they start.
+const KERNEL: &str = "/proc/self/exe";
 
 /// What to do about too few.
 const MORE_FILES: &str = "raise the limit of open files: ulimit -n 1024";
@@ -105,11 +109,14 @@ async fn become_member(
     let net = Net::new(shared.clone(), to_ring_net);
     let peers = Peers::new(shared.clone(), Arc::new(Blobs::default()));
     let (reports_in, reports) = mpsc::channel(INBOX);
+    let desks: Arc<Desks> = Arc::default();
     let options = plugins::Options {
         directory: places.private.clone(),
         name: bootstrap.member.clone(),
-        kernel: "/proc/self/exe".into(),
+        kernel: KERNEL.into(),
         reports: reports_in,
+        socket: places.socket_path.clone(),
+        desks: desks.clone(),
     };
     let parts = Parts {
         dvm: bootstrap.dvm.clone(),
@@ -125,6 +132,8 @@ async fn become_member(
         others,
         plugins: plugins::start(Arc::new(peers), options),
         reports,
+        desks,
+        kernel: KERNEL.into(),
     };
     let other_thread = spawn_other_thread(parts).map_err(|error| start(&error))?;
     let (socket_path, pid_path) = (places.socket_path.clone(), places.place.pid_file(&bootstrap.member));

@@ -44,7 +44,7 @@
 extern "C" {
 #endif
 
-#define DVM_VERSION "1.0.0"
+#define DVM_VERSION "1.1.0"
 
 /* A client of one DVM. */
 typedef struct dvm dvm_t;

@@ -61,8 +61,8 @@ extern "C" {
 #endif
 
 /* The ABI's version, MAJOR.MINOR, in the manifest and, as MAJOR << 16 | MINOR, in the table. */
-#define DVM_PLUGIN_ABI_TEXT "1.0"
-#define DVM_PLUGIN_ABI UINT32_C(0x00010000)
+#define DVM_PLUGIN_ABI_TEXT "1.1"
+#define DVM_PLUGIN_ABI UINT32_C(0x00010001)
 
 /* What a callback returns. */
 enum {
@@ -102,6 +102,11 @@ typedef struct dvm_host {
     /* The fencing token while this instance is the primary and may act on the world; 0 while it may not. Ask right before
      * each effect, and let the effect carry the token. [any thread] */
     uint64_t (*token)(const void *ctx);
+    /* Asks for a service: `json` is an object with one field, named like the service, such as {"broadcast":{"command":1}}, and
+     * lives until the function returns; the answer, JSON too, is written to out, which is yours. DVM_ERROR: the text of the error
+     * is written instead. docs/host-services.md has them all. Not inside validate, apply, query, snapshot, restore; inside
+     * start only what nobody else notices. The helpers below are made of it. Since 1.1. [any thread] */
+    int (*ask)(const void *ctx, const char *json, size_t size, const dvm_out_t *out);
 } dvm_host_t;
 
 /* Where an instance runs. */
@@ -123,10 +128,11 @@ typedef struct dvm_meta {
     const char *session; /* the client's session, within which the command takes effect once; NULL: none */
 } dvm_meta_t;
 
-/* Something that happened in the DVM; docs/events.md lists the kinds and their fields. */
+/* Something that happened in the DVM; docs/events.md lists the kinds and their fields, docs/host-services.md those that come
+ * to this instance alone, whose index is 0. */
 typedef struct dvm_told {
     size_t struct_size;
-    uint64_t index;   /* its place in the history */
+    uint64_t index;   /* its place in the history; 0: it has none */
     const char *kind; /* what, such as "member-failed" */
     const char *json; /* the fields of its kind, a JSON object */
     size_t json_size;
@@ -175,7 +181,7 @@ typedef struct dvm_plugin_v1 {
     uint32_t flags;
     const dvm_functions_t *functions;
     /* What is optional beyond the functions, by a name with a version such as "dvm.snapshot/1"; it returns a pointer to the
-     * extension's table, which lives as long as the process, or NULL for what it does not know. Hosts of version 1.0 know
+     * extension's table, which lives as long as the process, or NULL for what it does not know. Hosts up to 1.1 know
      * of none. May be NULL. [any] */
     const void *(*get_extension)(const char *id);
 } dvm_plugin_v1_t;
@@ -222,7 +228,7 @@ extern __attribute__((visibility("default"))) const dvm_plugin_v1_t dvm_plugin_v
 #define DVM_HAS(pointer, field) \
     ((size_t)((const char *)(&(pointer)->field + 1) - (const char *)(pointer)) <= (pointer)->struct_size)
 
-/* ---- Helpers. They allocate nothing and keep nothing. ---- */
+/* ---- Helpers. Those up to the services of the host allocate nothing and keep nothing. ---- */
 
 /* Writes bytes to the result. */
 static inline void dvm_write(const dvm_out_t *out, const void *bytes, size_t size) {
@@ -559,6 +565,214 @@ static inline void dvm_put_string(dvm_object_t *object, const char *key, const c
     }
     dvm_json_key_(object, key);
     dvm_json_text_(object->out, value);
+}
+
+/* ---- Services of the host. Each asks, waits for the answer, and writes it, or the error's text, to *answer. ----
+ *
+ * When each may be asked, by which thread, and what may go wrong is in docs/host-services.md. They return DVM_DONE, or DVM_ERROR.
+ * The texts that they need they allocate and free before they return; a dvm_text_t is yours to free. */
+
+/* A text that grows: begin with DVM_TEXT, end with dvm_text_free. `at` ends with a zero byte that `size` does not count; NULL: empty. */
+typedef struct dvm_text {
+    char *at;
+    size_t size, capacity;
+    int full; /* there was no memory for all of it */
+} dvm_text_t;
+
+#define DVM_TEXT {NULL, 0, 0, 0}
+
+static inline void dvm_text_free(dvm_text_t *text) {
+    free(text->at);
+    memset(text, 0, sizeof *text);
+}
+
+static inline void dvm_text_write_(void *ctx, const void *bytes, size_t size) {
+    dvm_text_t *text = (dvm_text_t *)ctx;
+    if (text->full)
+        return;
+    if (text->capacity - text->size <= size) {
+        size_t capacity = text->capacity * 2 + size + 64;
+        char *at = (char *)realloc(text->at, capacity);
+        if (at == NULL) {
+            text->full = 1;
+            return;
+        }
+        text->at = at;
+        text->capacity = capacity;
+    }
+    memcpy(text->at + text->size, bytes, size);
+    text->size += size;
+    text->at[text->size] = '\0';
+}
+
+/* An out that appends to a text. */
+static inline dvm_out_t dvm_text_out(dvm_text_t *text) {
+    dvm_out_t out = {sizeof(dvm_out_t), text, dvm_text_write_};
+    return out;
+}
+
+/* Asks for a service, in JSON, and writes the answer to *answer in place of what was there. answer may be NULL. */
+static inline int dvm_ask(const dvm_host_t *host, const char *json, size_t size, dvm_text_t *answer) {
+    dvm_text_t none = DVM_TEXT;
+    dvm_text_t *told = answer == NULL ? &none : answer;
+    dvm_text_free(told);
+    dvm_out_t out = dvm_text_out(told);
+    int done = DVM_ERROR;
+    if (DVM_HAS(host, ask) && host->ask != NULL)
+        done = host->ask(host->ctx, json, size, &out);
+    else
+        dvm_fail(&out, "this host is older than host services; update the kernel");
+    if (told->full)
+        done = DVM_ERROR;
+    dvm_text_free(&none);
+    return done;
+}
+
+/* A service that is being asked for: its fields are put between dvm_asking and dvm_asked. */
+typedef struct dvm_asking {
+    dvm_text_t text;
+    dvm_out_t out;
+    dvm_object_t fields;
+} dvm_asking_t;
+
+static inline void dvm_asking(dvm_asking_t *asking, const char *service) {
+    memset(asking, 0, sizeof *asking);
+    asking->out = dvm_text_out(&asking->text);
+    dvm_write(&asking->out, "{", 1);
+    dvm_json_text_(&asking->out, service);
+    dvm_write(&asking->out, ":", 1);
+    asking->fields = dvm_begin(&asking->out);
+}
+
+static inline int dvm_asked(const dvm_host_t *host, dvm_asking_t *asking, dvm_text_t *answer) {
+    dvm_end(&asking->fields);
+    dvm_write(&asking->out, "}", 1);
+    int done = DVM_ERROR;
+    if (!asking->text.full)
+        done = dvm_ask(host, asking->text.at, asking->text.size, answer);
+    dvm_text_free(&asking->text);
+    return done;
+}
+
+/* An ordered command to another plug-in; *answer is its reply. */
+static inline int dvm_host_call(const dvm_host_t *host, const char *plugin, const char *command, uint32_t timeout_ms,
+                                dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, "call");
+    dvm_put_string(&asking.fields, "plugin", plugin);
+    dvm_put_json(&asking.fields, "command", command);
+    dvm_put_int(&asking.fields, "timeout_ms", timeout_ms);
+    return dvm_asked(host, &asking, answer);
+}
+
+/* An ordered command to all instances of this plug-in; nobody waits for a reply. {"index":N} */
+static inline int dvm_host_broadcast(const dvm_host_t *host, const char *command, dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, "broadcast");
+    dvm_put_json(&asking.fields, "command", command);
+    return dvm_asked(host, &asking, answer);
+}
+
+/* A message to the instance on a member, at most once: an event `message` there. */
+static inline int dvm_host_send(const dvm_host_t *host, const char *member, const char *body, dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, "send");
+    dvm_put_string(&asking.fields, "member", member);
+    dvm_put_json(&asking.fields, "body", body);
+    return dvm_asked(host, &asking, answer);
+}
+
+/* A key: {"value":V,"version":N}, or null. */
+static inline int dvm_host_get(const dvm_host_t *host, const char *key, dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, "get");
+    dvm_put_string(&asking.fields, "key", key);
+    return dvm_asked(host, &asking, answer);
+}
+
+/* Sets a key: {"version":N}. version: only if it has this one, 0 for none at all, and null is the answer if not; -1: in any
+ * case. */
+static inline int dvm_host_put(const dvm_host_t *host, const char *key, const char *value, int64_t version,
+                               dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, "put");
+    dvm_put_string(&asking.fields, "key", key);
+    dvm_put_json(&asking.fields, "value", value);
+    if (version >= 0)
+        dvm_put_int(&asking.fields, "version", version);
+    return dvm_asked(host, &asking, answer);
+}
+
+static inline int dvm_host_delete(const dvm_host_t *host, const char *key, dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, "delete");
+    dvm_put_string(&asking.fields, "key", key);
+    return dvm_asked(host, &asking, answer);
+}
+
+/* An event `key-changed` for each change of a key that begins so; on: 1 begins it, 0 ends it. */
+static inline int dvm_host_watch(const dvm_host_t *host, const char *prefix, int on, dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, on ? "watch" : "unwatch");
+    dvm_put_string(&asking.fields, "prefix", prefix);
+    return dvm_asked(host, &asking, answer);
+}
+
+/* An event `timer` after so long, and, where every_ms is not 0, again and again. */
+static inline int dvm_host_timer(const dvm_host_t *host, const char *name, uint32_t after_ms, uint32_t every_ms,
+                                 dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, "timer");
+    dvm_put_string(&asking.fields, "name", name);
+    dvm_put_int(&asking.fields, "after_ms", after_ms);
+    if (every_ms > 0)
+        dvm_put_int(&asking.fields, "every_ms", every_ms);
+    return dvm_asked(host, &asking, answer);
+}
+
+static inline int dvm_host_cancel_timer(const dvm_host_t *host, const char *name, dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, "cancel-timer");
+    dvm_put_string(&asking.fields, "name", name);
+    return dvm_asked(host, &asking, answer);
+}
+
+/* Starts a process on a member, or follows the one that was started there under this key: events `process-started`,
+ * `process-output`, `process-exit`. argv ends with NULL. */
+static inline int dvm_host_spawn(const dvm_host_t *host, const char *member, const char *key, const char *const *argv,
+                                 dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, "spawn");
+    dvm_put_string(&asking.fields, "member", member);
+    dvm_put_string(&asking.fields, "key", key);
+    dvm_json_key_(&asking.fields, "argv");
+    for (size_t at = 0; argv[at] != NULL; at++) {
+        dvm_write(&asking.out, at == 0 ? "[" : ",", 1);
+        dvm_json_text_(&asking.out, argv[at]);
+    }
+    dvm_write(&asking.out, argv[0] == NULL ? "[]" : "]", argv[0] == NULL ? 2 : 1);
+    return dvm_asked(host, &asking, answer);
+}
+
+static inline int dvm_host_kill(const dvm_host_t *host, const char *member, const char *key, dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, "kill");
+    dvm_put_string(&asking.fields, "member", member);
+    dvm_put_string(&asking.fields, "key", key);
+    return dvm_asked(host, &asking, answer);
+}
+
+/* The effects of all commands up to this one are done. */
+static inline int dvm_host_done(const dvm_host_t *host, uint64_t index, dvm_text_t *answer) {
+    dvm_asking_t asking;
+    dvm_asking(&asking, "done");
+    dvm_put_int(&asking.fields, "index", (int64_t)index);
+    return dvm_asked(host, &asking, answer);
+}
+
+/* The commands whose effects nobody has marked: {"commands":[{"index":N,"command":C}],"more":false,"missed":false} */
+static inline int dvm_host_undone(const dvm_host_t *host, dvm_text_t *answer) {
+    return dvm_ask(host, "\"undone\"", 8, answer);
 }
 
 #endif

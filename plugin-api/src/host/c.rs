@@ -76,6 +76,16 @@ struct CHost {
     ctx: *const c_void,
     log: unsafe extern "C" fn(*const c_void, c_int, *const c_char),
     token: extern "C" fn(*const c_void) -> u64,
+    /// Since 1.1.
+    ask: unsafe extern "C" fn(*const c_void, *const c_char, usize, *const CTaken) -> c_int,
+}
+
+/// `dvm_out_t` as a plug-in makes one.
+#[repr(C)]
+struct CTaken {
+    struct_size: usize,
+    ctx: *mut c_void,
+    write: unsafe extern "C" fn(*mut c_void, *const c_void, usize),
 }
 
 /// `dvm_place_t`.
@@ -130,7 +140,7 @@ struct Host {
 
 impl Host {
     fn new(calls: HostCallsRef) -> Box<Self> {
-        let c = CHost { struct_size: size_of::<CHost>(), ctx: ptr::null(), log, token };
+        let c = CHost { struct_size: size_of::<CHost>(), ctx: ptr::null(), log, token, ask };
         let mut host = Box::new(Self { c, calls });
         host.c.ctx = (&raw const host.calls).cast();
         host
@@ -150,6 +160,36 @@ extern "C" fn token(ctx: *const c_void) -> u64 {
     // SAFETY: `ctx` is a `Host`'s.
     let calls = unsafe { *ctx.cast::<HostCallsRef>() };
     calls.token()(calls.ctx())
+}
+
+/// A service: what is asked is a JSON text, and so is what is answered.
+///
+/// # Safety
+/// `ctx` is a [`Host`]'s, `size` bytes can be read at `json`, and `out` is the plug-in's own.
+unsafe extern "C" fn ask(ctx: *const c_void, json: *const c_char, size: usize, out: *const CTaken) -> c_int {
+    // SAFETY: the caller's.
+    let (calls, json) =
+        unsafe { (*ctx.cast::<HostCallsRef>(), std::slice::from_raw_parts(json.cast::<u8>(), size)) };
+    let (status, told) = match asked(calls, json) {
+        Ok(answer) => (0, answer),
+        Err(text) => (1, text),
+    };
+    // SAFETY: the plug-in's own function, with its own context; it copies.
+    unsafe { ((*out).write)((*out).ctx, told.as_ptr().cast(), told.len()) };
+    status
+}
+
+fn asked(calls: HostCallsRef, json: &[u8]) -> Result<String, String> {
+    let ask: crate::service::Ask = serde_json::from_slice(json)
+        .map_err(|error| format!("this host does not know what is asked: {error}"))?;
+    let request = rmp_serde::to_vec_named(&ask).map_err(|error| error.to_string())?;
+    let ask = calls.ask().ok_or("this kernel is older than host services; update it")?;
+    let (status, told) = crate::abi::collect(|out| ask(calls.ctx(), RSlice::from_slice(&request), out));
+    if status != crate::abi::status::OK {
+        return Err(String::from_utf8_lossy(&told).into_owned());
+    }
+    let answer: serde_json::Value = rmp_serde::from_slice(&told).map_err(|error| error.to_string())?;
+    Ok(answer.to_string())
 }
 
 /// Where C writes to.

@@ -3,6 +3,7 @@ use super::*;
 use crate::abi::HostCalls;
 use crate::{Event, Place};
 use abi_stable::StableAbi;
+use abi_stable::std_types::RSlice;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -20,8 +21,12 @@ extern "C" fn none(_: *const ()) -> u64 {
     0
 }
 
+extern "C" fn nothing(_: *const (), _: RSlice<'_, u8>, _: Out) -> u32 {
+    status::ERROR
+}
+
 fn calls() -> HostCallsRef {
-    HostCalls { ctx: std::ptr::null(), log: silent, token: none }.leak()
+    HostCalls { ctx: std::ptr::null(), log: silent, token: none, ask: nothing }.leak()
 }
 
 fn pack(value: &Value) -> Vec<u8> {
@@ -104,11 +109,10 @@ fn a_library_that_is_not_there_and_one_of_another_kind_are_told_apart() {
 
 /// The tables of another version: a function's argument, functions that only it has, those of the host that only it has.
 macro_rules! other_version {
-    ($name:ident, apply($handle:ty), token($token:ty) $(, plug-in has $more:ident)? $(, host has $host:ident)?) => {
+    ($name:ident, apply($handle:ty), token($token:ty), host { $($host:tt)* } $(, plug-in has $more:ident)?) => {
         #[allow(dead_code, reason = "only its layout is looked at")]
         mod $name {
-            use super::super::*;
-            use abi_stable::StableAbi;
+            use super::*;
 
             #[repr(C)]
             #[derive(StableAbi)]
@@ -119,7 +123,7 @@ macro_rules! other_version {
                 pub(super) log: extern "C" fn(ctx: *const (), level: u8, text: RSlice<'_, u8>),
                 #[sabi(last_prefix_field)]
                 pub(super) token: extern "C" fn(ctx: *const ()) -> $token,
-                $(pub(super) $host: extern "C" fn(ctx: *const ()),)?
+                $($host)*
             }
 
             #[repr(C)]
@@ -157,11 +161,24 @@ macro_rules! other_version {
     };
 }
 
-other_version!(newer, apply(Handle), token(u64), plug-in has health);
-other_version!(offers_more, apply(Handle), token(u64), host has clock);
-other_version!(newest, apply(Handle), token(u64), plug-in has health, host has clock);
-other_version!(changed, apply(u64), token(u64));
-other_version!(other_host, apply(Handle), token(u32));
+other_version!(first, apply(Handle), token(u64), host {});
+other_version!(newer, apply(Handle), token(u64), host {
+    ask: extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32,
+}, plug-in has health);
+other_version!(offers_more, apply(Handle), token(u64), host {
+    ask: extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32,
+    pub(super) clock: extern "C" fn(ctx: *const ()),
+});
+other_version!(newest, apply(Handle), token(u64), host {
+    ask: extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32,
+    pub(super) clock: extern "C" fn(ctx: *const ()),
+}, plug-in has health);
+other_version!(changed, apply(u64), token(u64), host {
+    ask: extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32,
+});
+other_version!(other_host, apply(Handle), token(u32), host {
+    ask: extern "C" fn(ctx: *const (), request: RSlice<'_, u8>, out: Out) -> u32,
+});
 
 #[test]
 fn modules_that_have_grown_fit_both_ways_and_changed_ones_do_not() {
@@ -171,6 +188,7 @@ fn modules_that_have_grown_fit_both_ways_and_changed_ones_do_not() {
         ("the plug-in's table", newer::PluginModuleRef::LAYOUT),
         ("the host's", offers_more::PluginModuleRef::LAYOUT),
         ("both", newest::PluginModuleRef::LAYOUT),
+        ("neither: it is of version 1.0", first::PluginModuleRef::LAYOUT),
     ] {
         assert_eq!(check_layouts(ours, layout), Ok(()), "a new plug-in on this host: {grown}");
         assert_eq!(check_layouts(layout, ours), Ok(()), "this plug-in on a new host: {grown}");

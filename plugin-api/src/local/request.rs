@@ -119,6 +119,13 @@ pub enum Request {
         /// Before a query, order a no-op.
         fresh: bool,
     },
+    /// What a plug-in instance of this kernel asks of its host. [`Answer::Service`].
+    Service {
+        /// The number that the instance was given.
+        desk: u64,
+        /// What.
+        ask: crate::service::Ask,
+    },
     /// A part of a library, before a `Transact` that names its hash. [`Answer::Done`] without a receipt.
     PutBlob {
         /// BLAKE3 of the whole, hexadecimal.
@@ -424,6 +431,8 @@ pub enum Answer {
         /// Who answered.
         member: String,
     },
+    /// To [`Request::Service`].
+    Service(Value),
     /// To [`Request::Transact`].
     Transaction(Box<TransactionDoc>),
     /// To [`Request::Ticket`].

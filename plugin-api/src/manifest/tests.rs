@@ -72,7 +72,7 @@ fn a_library_without_our_note_and_one_with_another_abi_are_told_apart() {
     let at = find(&good, b"\"abi\":\"1.");
     let mut other = good.clone();
     other[at + 7] = b'2';
-    check(&other, "abi", "ABI 2.0, this host speaks 1.0");
+    check(&other, "abi", "ABI 2.1, this host speaks 1.1");
     let mut newer = good.clone();
     newer[at + 9] = b'7';
     assert_eq!(read(&newer).map(|manifest| manifest.abi), Ok("1.7".into()), "a newer minor version loads");

@@ -103,7 +103,8 @@ fn calls(seat: &'static Seat) -> HostCallsRef {
         }
         fence
     }
-    HostCalls { ctx: (&raw const *seat).cast(), log, token }.leak()
+    let ask = crate::abi::no_services;
+    HostCalls { ctx: (&raw const *seat).cast(), log, token, ask }.leak()
 }
 
 /// An instance that runs.

@@ -1,7 +1,7 @@
 //! What can be typed. Each group's arguments stand with its commands.
 
 use crate::{
-    bench, call, chaos, demo, events, guardian, history, keeper, leave, logs, parse, plugin, promote,
+    bench, call, chaos, demo, events, exec, guardian, history, keeper, leave, logs, parse, plugin, promote,
     settings, state, up, wait,
 };
 use clap::{Args, Parser, Subcommand};
@@ -100,6 +100,8 @@ pub(crate) enum Command {
     Plugin(plugin::PluginCommand),
     /// Send a command to a plug-in
     Call(call::CallArgs),
+    /// Run a command on members
+    Exec(exec::ExecArgs),
     /// Settings of the DVM, tags of a member
     #[command(subcommand)]
     Config(settings::ConfigCommand),

@@ -3,20 +3,26 @@
 //! A command that must leave nothing behind cannot promise it alone: an interrupt or a SIGKILL would end it before it
 //! has ended its kernels, which live in sessions of their own. The keeper's input ends when the command does.
 
+use crate::exec::ask;
 use crate::exit::{self, failed};
 use crate::processes::{kernels, kill_all, wait_gone};
 use clap::Args;
 use dvm_plugin_api::client::{Client, Target};
 use dvm_plugin_api::local::{Failure, Request};
 use dvm_plugin_api::place::{DvmPlace, RuntimeDir, private_dir};
-use std::io::Read;
+use serde_json::json;
+use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How long an orderly end may take before kernels are killed.
 const ORDERLY: Duration = Duration::from_secs(10);
+
+/// Pause before it is looked again whether a cancelled job is over.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Name of the runtime directory in a scratch directory.
 const RUNTIME: &str = "run";
@@ -32,6 +38,9 @@ pub(crate) struct KeeperArgs {
     /// Kill all kernels of this scratch directory's runtime directory, then remove it
     #[arg(long)]
     wipe: Option<PathBuf>,
+    /// Cancel the job of this DVM whose number is the input
+    #[arg(long)]
+    cancel: Option<PathBuf>,
 }
 
 /// What a keeper does in the end.
@@ -40,6 +49,8 @@ pub(crate) enum Duty {
     Halt(PathBuf),
     /// Kill all kernels of this scratch directory's runtime directory, then remove it.
     Wipe(PathBuf),
+    /// Cancel the job that is [told](Keeper::tell), in the DVM of this directory, if it is not over.
+    Cancel(PathBuf),
 }
 
 /// A keeper at work. When the value ends, it has done its duty.
@@ -52,6 +63,7 @@ impl Keeper {
         let (option, path) = match duty {
             Duty::Halt(path) => ("--halt", path),
             Duty::Wipe(path) => ("--wipe", path),
+            Duty::Cancel(path) => ("--cancel", path),
         };
         let child = std::env::current_exe().and_then(|exe| {
             let mut command = Command::new(exe);
@@ -63,6 +75,12 @@ impl Keeper {
         child
             .map(|child| Self { child })
             .map_err(|error| failed(format!("cannot start the process that cleans up: {error}")))
+    }
+
+    /// Tells it what its duty is about.
+    pub(crate) fn tell(&mut self, what: &str) -> Result<(), Failure> {
+        let told = self.child.stdin.as_mut().map_or(Ok(()), |input| input.write_all(what.as_bytes()));
+        told.map_err(|error| failed(format!("the process that cleans up is gone: {error}")))
     }
 }
 
@@ -77,12 +95,17 @@ impl Drop for Keeper {
 /// The keeper's own process.
 pub(crate) fn run(args: &KeeperArgs) -> exit::Result {
     // Whatever ends the input, an error too, is the signal.
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    let mut input = Vec::new();
+    let _ = std::io::stdin().read_to_end(&mut input);
     if let Some(directory) = &args.halt {
         halt(&DvmPlace::at(directory)?.0);
     }
     if let Some(base) = &args.wipe {
         wipe(base)?;
+    }
+    if let (Some(directory), Some(job)) = (&args.cancel, String::from_utf8_lossy(&input).trim().parse().ok())
+    {
+        cancel(&DvmPlace::at(directory)?.0, job)?;
     }
     Ok(exit::OK)
 }
@@ -97,6 +120,18 @@ pub(crate) fn halt(place: &DvmPlace) {
         wait_gone(place, &pids, deadline);
     }
     kill_all(place, Instant::now() + KILLED);
+}
+
+/// Cancels a job, waits until it is over, and forgets it.
+fn cancel(place: &DvmPlace, job: u64) -> Result<(), Failure> {
+    let mut client = Client::connect(Target::new(place.clone(), "dvm keeper"))?;
+    let until = Instant::now() + ORDERLY;
+    // One that is over is left as it is.
+    ask(&mut client, json!({"cancel": job}), false, Some(ORDERLY))?.map_err(failed)?;
+    while ask(&mut client, json!({"forget": job}), false, Some(ORDERLY))?.is_err() && Instant::now() < until {
+        sleep(LOOK);
+    }
+    Ok(())
 }
 
 fn wipe(base: &Path) -> Result<(), Failure> {

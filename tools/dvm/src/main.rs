@@ -7,6 +7,7 @@ mod call;
 mod chaos;
 mod demo;
 mod events;
+mod exec;
 mod history;
 mod leave;
 mod logs;
@@ -70,6 +71,7 @@ fn run(context: &Context, command: Command) -> exit::Result {
         Command::Logs(args) => logs::logs(context, &args),
         Command::Plugin(command) => plugin::run(context, command),
         Command::Call(args) => call::call(context, args),
+        Command::Exec(args) => exec::exec(context, args),
         Command::Config(command) => settings::run(context, command),
         Command::State(command) => state::run(context, command),
         Command::Events(args) => events::events(context, args),

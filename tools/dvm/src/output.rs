@@ -72,6 +72,11 @@ impl Output {
         }
     }
 
+    /// Prints a line of what is no result of this command, but of what it ran: to standard error.
+    pub(crate) fn aside(self, text: impl AsRef<str>) {
+        self.warn(text);
+    }
+
     /// Says something that is no result; not with `-q`.
     pub(crate) fn note(self, text: impl AsRef<str>) {
         if !self.quiet {

@@ -22,10 +22,10 @@ use std::path::{Path, PathBuf};
 const BINARIES: [&str; 2] = ["dvm", "dvm-kernel"];
 
 /// Plug-ins.
-const PLUGINS: [&str; 3] = ["libcounter.so", "libhooks.so", "libmetrics.so"];
+const PLUGINS: [&str; 4] = ["libcounter.so", "libhooks.so", "libjobs.so", "libmetrics.so"];
 
 /// Packages beyond those of the demo: the client for C, and the plug-ins.
-const MORE: [&str; 3] = ["dvm-capi", "dvm-plugin-hooks", "dvm-plugin-metrics"];
+const MORE: [&str; 4] = ["dvm-capi", "dvm-plugin-hooks", "dvm-plugin-jobs", "dvm-plugin-metrics"];
 
 /// Under which name the client for C is looked for at run time.
 const SONAME: &str = "libdvm.so.1";

@@ -8,6 +8,17 @@ use crate::demo::{PACKAGES, build};
 use anyhow::{Result, bail};
 use std::env;
 
+/// Packages whose libraries tests load.
+const LIBRARIES: [&str; 7] = [
+    "dvm-capi",
+    "dvm-plugin-counter",
+    "dvm-plugin-hooks",
+    "dvm-plugin-jobs",
+    "dvm-plugin-ledger",
+    "dvm-plugin-metrics",
+    "dvm-plugin-services",
+];
+
 pub(crate) fn run() -> Result<()> {
     let mut skipped = Vec::new();
     if has("fmt") {
@@ -22,19 +33,8 @@ pub(crate) fn run() -> Result<()> {
     }
     // Tests of real processes run these, and cargo does not build other packages' binaries for them.
     cargo(&["build", "--workspace", "--bins"])?;
-    cargo(&[
-        "build",
-        "-p",
-        "dvm-plugin-counter",
-        "-p",
-        "dvm-plugin-hooks",
-        "-p",
-        "dvm-plugin-metrics",
-        "-p",
-        "dvm-plugin-ledger",
-        "-p",
-        "dvm-capi",
-    ])?;
+    let libraries = LIBRARIES.iter().flat_map(|library| ["-p", library]);
+    cargo(&["build"].into_iter().chain(libraries).collect::<Vec<_>>())?;
     simulate(&["--seeds", SEEDS])?;
     if has("nextest") {
         cargo(&["nextest", "run", "--workspace"])?;

@@ -5,6 +5,7 @@ use super::super::history::Kind;
 use super::super::launch::settle;
 use super::super::link::Next;
 use super::*;
+use crate::services::desk::Notices;
 use dvm_plugin_api::abi::role;
 use tokio::time::sleep_until;
 
@@ -16,6 +17,8 @@ const DEADLINE_MAX: u64 = 24 * 60 * 60 * 1_000;
 const LOOK: Duration = Duration::from_millis(25);
 /// Bytes placed ahead of a child's reading.
 const BACKLOG: usize = 1 << 20;
+/// Events of its own that are taken from its desk and not yet sent to the child.
+const NOTICES: usize = 64;
 
 /// Something to do behind the items before it.
 enum Op {
@@ -51,6 +54,8 @@ enum Op {
     Lease {
         until_us: u64,
     },
+    /// An event that comes to this instance alone.
+    Notice(Bytes),
     Stop,
 }
 
@@ -77,6 +82,7 @@ impl From<Failure> for End {
 /// A child at work.
 struct Serving {
     link: Link,
+    notices: Option<Notices>,
     pending: VecDeque<Pending>,
     /// Each behind the items before its position.
     ops: VecDeque<(u64, Op)>,
@@ -91,11 +97,16 @@ struct Serving {
 
 impl<P: Peers> Instance<P> {
     /// Tells the child the history until it or the plug-in ends.
-    pub(super) async fn serve(&mut self, link: Link, announce: Option<Announce>) -> Phase {
+    pub(super) async fn serve(&mut self, mut link: Link, announce: Option<Announce>) -> Phase {
         self.gauge.pid.store(link.pid(), Ordering::Relaxed);
         let (pending, ops, busy_since) = (VecDeque::new(), VecDeque::new(), Instant::now());
         let look_at = busy_since;
-        let mut serving = Serving { link, pending, ops, busy_since, announce, look_at, stop_by: None };
+        let notices = link.take_notices();
+        if let (Some(notices), true) = (&notices, self.applies) {
+            notices.serve();
+        }
+        let mut serving =
+            Serving { link, notices, pending, ops, busy_since, announce, look_at, stop_by: None };
         if let Some((fence, from)) = self.primary {
             self.act_from(fence, from);
         }
@@ -156,6 +167,10 @@ impl<P: Peers> Instance<P> {
                     Some(Next::Ended(ending)) => Err(End::Failed(Failure::of(ending))),
                     _ => Ok(()),
                 }
+            }
+            event = notice(&mut serving.notices), if self.applies && serving.ops.len() < NOTICES => {
+                serving.ops.push_back((self.history.end(), Op::Notice(event)));
+                Ok(())
             }
             // Whoever told it to stop has gone, and `stop` is given its time all the same.
             message = self.inbox.recv(), if serving.stop_by.is_none() => {
@@ -252,6 +267,7 @@ impl<P: Peers> Instance<P> {
             Op::Restore(state) => ToChild::Restore(state.clone()),
             Op::Role { role, fence } => ToChild::Role { role: *role, fence: *fence },
             Op::Lease { until_us } => ToChild::Lease { until_us: *until_us },
+            Op::Notice(event) => ToChild::Event(event.clone()),
             Op::Stop => ToChild::Stop,
         })
     }
@@ -270,11 +286,17 @@ impl<P: Peers> Instance<P> {
             Message::Begin => {}
             Message::Promoted { fence, from } => self.promoted(fence, from, serving)?,
             Message::Act { fence } if self.primary.is_some_and(|(token, _)| token == fence) => {
+                if let Some(notices) = &serving.notices {
+                    notices.promoted(self.history.last());
+                }
                 behind(Op::Role { role: role::PRIMARY, fence });
             }
             Message::Act { .. } => {}
             Message::Demoted => {
                 self.primary = None;
+                if let Some(notices) = &serving.notices {
+                    notices.demoted();
+                }
                 if self.applies && !self.is_to_apply() {
                     // A standby that only keeps what it is told has a child without a state.
                     self.applies = false;
@@ -348,6 +370,9 @@ impl<P: Peers> Instance<P> {
                 }
             }
             self.applies = true;
+            if let Some(notices) = &serving.notices {
+                notices.serve();
+            }
         }
         self.act_from(fence, from);
         Ok(())
@@ -434,7 +459,10 @@ impl<P: Peers> Instance<P> {
                 let bundle = rmp_serde::to_vec(&Bundle { index, config, state, replies });
                 let _ = answer.send(Some(bundle.expect("a snapshot is plain data")));
             }
-            (Op::Restore(_) | Op::Role { .. } | Op::Lease { .. }, FromChild::Done(_)) => {}
+            (Op::Restore(_) | Op::Role { .. } | Op::Lease { .. } | Op::Notice(_), FromChild::Done(_)) => {}
+            (Op::Notice(_), FromChild::Own(text)) => {
+                tracing::warn!(plugin = self.spec.name, text, "an event was not understood");
+            }
             (Op::State { answer }, FromChild::Done(state)) => drop(answer.send(Some(state))),
             (Op::Rebase { position, .. }, FromChild::Done(state)) => self.history.rebase_at(position, state),
             (Op::Validate { answer, .. }, said) => drop(answer.send(settle("validate", Ok(said)))),
@@ -451,7 +479,20 @@ impl<P: Peers> Instance<P> {
             Op::Snapshot { answer, .. } => drop(answer.send(None)),
             Op::State { answer } => drop(answer.send(None)),
             Op::Validate { answer, .. } => drop(answer.send(Err(not_validated(why)))),
-            Op::Rebase { .. } | Op::Restore(_) | Op::Role { .. } | Op::Lease { .. } | Op::Stop => {}
+            Op::Rebase { .. }
+            | Op::Restore(_)
+            | Op::Role { .. }
+            | Op::Lease { .. }
+            | Op::Notice(_)
+            | Op::Stop => {}
         }
+    }
+}
+
+/// The next event that waits at an instance's desk.
+async fn notice(notices: &mut Option<Notices>) -> Bytes {
+    match notices {
+        Some(notices) => notices.next().await,
+        None => std::future::pending().await,
     }
 }

@@ -128,7 +128,8 @@ impl World {
         let (reports, from) = mpsc::channel(64);
         let kernel = built("dvm-kernel", "cargo build -p dvm-kernel");
         let (name, path) = (identity.name.clone(), directory.path().into());
-        let options = Options { directory: path, name, kernel, reports };
+        let (socket, desks) = (directory.path().join("none.sock"), Arc::default());
+        let options = Options { directory: path, name, kernel, reports, socket, desks };
         let to = start(Arc::new(self.neighbours.clone()), options);
         let (me, state) = (identity.id, Box::new(self.state.clone()));
         to.send(ToPlugins::Restored { me, state }).await.expect("the manager lives");

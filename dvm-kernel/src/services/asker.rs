@@ -1,0 +1,126 @@
+//! An instance's side of its host's services: what may be asked at this moment, how long it may take, and the way there.
+//!
+//! A question goes over a connection to the kernel's socket, opened when it is needed and kept for the next one. A
+//! question from a callback is answered before the callback's own deadline ends the instance.
+
+use dvm_plugin_api::client::{Client, Target};
+use dvm_plugin_api::local::{Answer, Failure, Request};
+use dvm_plugin_api::place::DvmPlace;
+use dvm_plugin_api::service::{ANSWER_MS, ASKS_MAX, Ask, Moment, refusal};
+use serde::{Deserialize, Serialize};
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Longest time that a thread of a plug-in's own may wait for a reply.
+const CALL_MAX: Duration = Duration::from_secs(3_600);
+
+thread_local! {
+    /// The callback that this thread is in, and since when.
+    static DURING: Cell<Option<(Moment, Instant)>> = const { Cell::new(None) };
+}
+
+/// Runs a callback, so that what it asks is known to come from it.
+pub(crate) fn during<R>(moment: Moment, callback: impl FnOnce() -> R) -> R {
+    let before = DURING.replace(Some((moment, Instant::now())));
+    let result = callback();
+    DURING.set(before);
+    result
+}
+
+/// Where an instance asks, and as whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Access {
+    /// The kernel's socket.
+    pub(crate) socket: PathBuf,
+    /// The number of its desk.
+    pub(crate) desk: u64,
+    /// The plug-in's name.
+    pub(crate) plugin: String,
+    /// Longest time of a callback, milliseconds.
+    pub(crate) deadline_ms: u64,
+}
+
+/// What an instance asks with, from any of its threads.
+#[derive(Debug)]
+pub(crate) struct Asker {
+    access: Access,
+    /// Connections that nobody uses at present.
+    idle: Mutex<Vec<Client>>,
+    asking: AtomicUsize,
+}
+
+impl Asker {
+    pub(crate) fn new(access: Access) -> Self {
+        Self { access, idle: Mutex::default(), asking: AtomicUsize::new(0) }
+    }
+
+    /// Asks; both sides are MessagePack. The error is in words for people.
+    pub(crate) fn ask(&self, request: &[u8]) -> Result<Vec<u8>, String> {
+        let ask: Ask = rmp_serde::from_slice(request)
+            .map_err(|error| format!("this kernel does not know what is asked: {error}"))?;
+        let during = DURING.get();
+        let moment = during.map_or(Moment::Thread, |(moment, _)| moment);
+        if let Some(why) = refusal(moment, &ask, &self.access.plugin) {
+            return Err(why);
+        }
+        let limit = self.limit(&ask, during.map(|(_, since)| since));
+        if self.asking.fetch_add(1, Ordering::Relaxed) >= ASKS_MAX {
+            self.asking.fetch_sub(1, Ordering::Relaxed);
+            return Err(format!(
+                "{ASKS_MAX} questions of this instance wait for answers already; wait for one"
+            ));
+        }
+        let answer = self.exchange(ask, limit);
+        self.asking.fetch_sub(1, Ordering::Relaxed);
+        rmp_serde::to_vec_named(&answer?).map_err(|error| error.to_string())
+    }
+
+    /// A callback's question takes four fifths of what the callback may, so that there is time to act on the answer.
+    fn limit(&self, ask: &Ask, since: Option<Instant>) -> Duration {
+        let asked = match ask {
+            Ask::Call { timeout_ms: Some(ms), .. } => Duration::from_millis(*ms).min(CALL_MAX),
+            _ => Duration::from_millis(ANSWER_MS),
+        };
+        let left = since.map(|since| {
+            let most = Duration::from_millis(self.access.deadline_ms.saturating_mul(4) / 5);
+            most.saturating_sub(since.elapsed())
+        });
+        asked.min(left.unwrap_or(asked)).max(Duration::from_millis(1))
+    }
+
+    fn exchange(&self, ask: Ask, limit: Duration) -> Result<serde_json::Value, String> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut client = match idle {
+            Some(client) => client,
+            None => self.connect(limit)?,
+        };
+        let request = Request::Service { desk: self.access.desk, ask };
+        let answer = client.request(request, None, Some(limit));
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(client);
+        match answer {
+            Ok(Answer::Service(answer)) => Ok(answer),
+            Ok(_) => Err("the kernel's answer fits no service".into()),
+            Err(failure) => Err(words(&failure)),
+        }
+    }
+
+    fn connect(&self, limit: Duration) -> Result<Client, String> {
+        let (place, member) = DvmPlace::at(&self.access.socket).map_err(|error| error.to_string())?;
+        let mut target = Target::new(place, format!("plug-in {}", self.access.plugin));
+        target = target.only(member.unwrap_or_default());
+        target.reach = target.reach.min(limit);
+        Client::connect(target).map_err(|failure| words(&failure))
+    }
+}
+
+fn words(failure: &Failure) -> String {
+    let mut text = failure.message.clone();
+    for more in [&failure.cause, &failure.hint].into_iter().flatten() {
+        text.push_str("; ");
+        text.push_str(more);
+    }
+    text
+}
