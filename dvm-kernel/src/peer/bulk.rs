@@ -4,12 +4,13 @@
 //! gives way to the ring and to clients, whichever kernel of this machine they are of. The thread begins with the first
 //! library: an idle kernel has none.
 
+use rustix::process::{getpriority_process, setpriority_process};
 use std::sync::OnceLock;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinSet;
 
-/// How much the system prefers other threads (0 to 19). At 19, a machine that is busy with other things would hold a
-/// load up until its members' time is over.
+/// How much the system prefers the kernel's other threads, of at most 19 below the common. At 19, a machine that is busy
+/// with other things would hold a load up until its members' time is over.
 const NICE: i32 = 10;
 
 /// The thread; not started before it is needed.
@@ -49,9 +50,10 @@ impl Bulk {
     }
 }
 
-/// Has the system prefer other threads to this one, for good.
+/// Has the system prefer other threads of this kernel to this one, for good.
 pub(crate) fn give_way() {
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+    let lowered = getpriority_process(None).and_then(|now| setpriority_process(None, (now + NICE).min(19)));
+    if let Err(error) = lowered {
         tracing::info!(%error, "a thread for bytes in bulk cannot give way to others");
     }
 }
