@@ -71,10 +71,10 @@ def _load():
         ("dvm_subscribe", number, [handle, version, text]),
         ("dvm_next_event", number, [handle, ctypes.POINTER(_Event)]),
         ("dvm_call", number, [handle, text, text, place, number]),
-        ("dvm_get", number, [handle, text, number, place, told, number]),
-        ("dvm_put", number, [handle, text, text, version, told, number]),
-        ("dvm_delete", number, [handle, text, version, number]),
-        ("dvm_list", number, [handle, text, place, number]),
+        ("dvm_key_get", number, [handle, text, number, place, told, number]),
+        ("dvm_key_put", number, [handle, text, text, version, told, number]),
+        ("dvm_key_delete", number, [handle, text, version, number]),
+        ("dvm_key_list", number, [handle, text, place, number]),
         ("dvm_watch", number, [handle, version, text, text]),
         ("dvm_status", number, [handle, place, number]),
         ("dvm_config", number, [handle, place, number]),
@@ -195,7 +195,7 @@ class Dvm(_Closing):
         version = ctypes.c_uint64()
 
         def ask(handle, text, limit):
-            return _lib.dvm_get(handle, _bytes(key), int(fresh), text, ctypes.byref(version), limit)
+            return _lib.dvm_key_get(handle, _bytes(key), int(fresh), text, ctypes.byref(version), limit)
 
         try:
             return Entry(self._ask(ask, timeout=timeout), version.value)
@@ -209,16 +209,16 @@ class Dvm(_Closing):
         version = ctypes.c_uint64()
         wanted = _wanted(if_version, if_absent)
         text = _bytes(json.dumps(value))
-        self._handle.use(_lib.dvm_put, _bytes(key), text, wanted, ctypes.byref(version), _limit(timeout))
+        self._handle.use(_lib.dvm_key_put, _bytes(key), text, wanted, ctypes.byref(version), _limit(timeout))
         return version.value
 
     def delete(self, key, if_version=None, timeout=10.0):
         """Deletes a key, if it has that version. One that is not there is fine, where no version is asked for."""
-        self._handle.use(_lib.dvm_delete, _bytes(key), _wanted(if_version, False), _limit(timeout))
+        self._handle.use(_lib.dvm_key_delete, _bytes(key), _wanted(if_version, False), _limit(timeout))
 
     def entries(self, prefix="", timeout=10.0):
         """The keys that begin so, in order, each with its Entry."""
-        entries = self._ask(_lib.dvm_list, _bytes(prefix), timeout=timeout)
+        entries = self._ask(_lib.dvm_key_list, _bytes(prefix), timeout=timeout)
         return {entry["key"]: Entry(entry["value"], entry["version"]) for entry in entries}
 
     def keys(self, prefix="", timeout=10.0):

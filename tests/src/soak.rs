@@ -12,7 +12,7 @@ use std::fs;
 use std::time::Duration;
 
 /// Cycles until a kernel holds all it will hold: its history is full then.
-pub const WARM: usize = 1_000;
+pub const WARM: usize = 500;
 
 /// Descriptors and threads of a kernel that come and go: connections of members and clients, threads that are kept for a
 /// while. Less than what a short run of cycles would leave behind.

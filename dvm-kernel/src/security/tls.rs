@@ -3,10 +3,10 @@
 use super::{Authority, DvmKey, SecurityError, fingerprint, member_name, member_of_name};
 use dvm_core::ids::MemberId;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, Tls12Resumption, WebPkiServerVerifier, verify_server_name};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::{ParsedCertificate, ServerSessionMemoryCache, WebPkiClientVerifier};
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
     SignatureScheme, version::TLS13,
@@ -14,9 +14,6 @@ use rustls::{
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-
-/// Sessions that either end of a connection keeps for the next one, the oldest give way.
-const SESSIONS: usize = 256;
 
 /// The DVM's key with all that follows from it; the certificate is the present incarnation's.
 pub(crate) struct Vault {
@@ -84,8 +81,8 @@ impl Tls {
         let ticket = server_builder()?.with_no_client_auth().with_single_cert(minted.chain, minted.key)?;
         Ok(Self {
             me,
-            connector: TlsConnector::from(Arc::new(resuming_client(client))),
-            acceptor: TlsAcceptor::from(Arc::new(resuming_server(server))),
+            connector: TlsConnector::from(Arc::new(quiet_client(client))),
+            acceptor: TlsAcceptor::from(Arc::new(quiet_server(server))),
             ticket_acceptor: TlsAcceptor::from(Arc::new(quiet_server(ticket))),
         })
     }
@@ -182,24 +179,9 @@ fn server_builder() -> Result<rustls::ConfigBuilder<ServerConfig, rustls::WantsV
     ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13])
 }
 
-/// A member that opens another connection to one it has spoken to resumes that session: keys are drawn anew, and who it is
-/// was proven by a certificate then. A change of the view opens every ring link anew, and proving it all again takes the
-/// processors of one machine longer than agreeing on the view.
-fn resuming_client(mut config: ClientConfig) -> ClientConfig {
-    config.resumption = Resumption::in_memory_sessions(SESSIONS).tls12_resumption(Tls12Resumption::Disabled);
-    config
-}
-
-fn resuming_server(mut config: ServerConfig) -> ServerConfig {
-    config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
-    // Each connection may be followed by one; a session is used once.
-    config.send_tls13_tickets = 1;
-    config
-}
-
-/// With a ticket of ours there is one connection, and nothing is said after the handshake that would be for another.
+/// Connections live for days and are never resumed: nothing is said after the handshake that would be for that.
 fn quiet_client(mut config: ClientConfig) -> ClientConfig {
-    config.resumption = Resumption::disabled();
+    config.resumption = rustls::client::Resumption::disabled();
     config
 }
 
@@ -215,41 +197,4 @@ fn provider() -> Arc<CryptoProvider> {
         kx_groups: vec![ring::kx_group::X25519],
         ..ring::default_provider()
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rustls::HandshakeKind;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
-
-    /// A connection that carries a byte either way: how its handshake went, and whether each end knows the other.
-    async fn connect(from: &Tls, to: &Tls) -> (Option<HandshakeKind>, bool) {
-        let (here, there) = duplex(1 << 16);
-        let (client, server) =
-            tokio::join!(from.connector.connect(server_name(to.me), here), to.acceptor.accept(there));
-        let (mut client, mut server) = (client.expect("a client's end"), server.expect("a server's end"));
-        server.write_u8(1).await.expect("room");
-        server.flush().await.expect("room");
-        client.read_u8().await.expect("a byte");
-        let knows = is_of(client.get_ref().1.peer_certificates(), to.me)
-            && is_of(server.get_ref().1.peer_certificates(), from.me);
-        (client.get_ref().1.handshake_kind(), knows)
-    }
-
-    #[tokio::test]
-    async fn a_second_connection_resumes_and_a_new_incarnation_proves_itself() {
-        let key = DvmKey::draw();
-        let vault = |id: u128| Vault::new(key.clone(), MemberId(id)).expect("derives");
-        let (a, b) = (vault(1), vault(2));
-        assert_eq!(connect(&a.tls(), &b.tls()).await, (Some(HandshakeKind::Full), true));
-        for _ in 0..3 {
-            assert_eq!(connect(&a.tls(), &b.tls()).await, (Some(HandshakeKind::Resumed), true));
-        }
-        // The other way nothing has been proven yet.
-        assert_eq!(connect(&b.tls(), &a.tls()).await, (Some(HandshakeKind::Full), true));
-        a.renew(MemberId(3)).expect("a certificate");
-        assert_eq!(connect(&a.tls(), &b.tls()).await, (Some(HandshakeKind::Full), true));
-        assert_eq!(connect(&b.tls(), &a.tls()).await, (Some(HandshakeKind::Full), true));
-    }
 }

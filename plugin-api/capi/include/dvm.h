@@ -144,28 +144,28 @@ int dvm_call(dvm_t *dvm, const char *plugin, const char *json, char **reply, int
  * reserved. timeout_ms is as for dvm_call: milliseconds to wait at most, negative for as long as it takes. A change whose kernel
  * dies is sent to another, and takes effect once.
  *
- * What must hold of a key, for dvm_put and dvm_delete, beside a version that it has: */
+ * What must hold of a key, for dvm_key_put and dvm_key_delete, beside a version that it has: */
 #define DVM_ANY    UINT64_MAX  /* nothing */
 #define DVM_ABSENT UINT64_C(0) /* that it does not exist */
 
 /* Looks a key up. A handle reads what was written with it; fresh other than 0 asks the DVM first, so that nothing is missed
  * that was acknowledged to anybody before. 0: *value is a JSON text, which the caller frees with dvm_free, *version the key's
  * version; either may be NULL. A code of failure: *value is NULL; DVM_NOT_FOUND where there is no such key. */
-int dvm_get(dvm_t *dvm, const char *key, int fresh, char **value, uint64_t *version, int timeout_ms);
+int dvm_key_get(dvm_t *dvm, const char *key, int fresh, char **value, uint64_t *version, int timeout_ms);
 
 /* Sets a key to a JSON text, if it has the version if_version. 0: *version is its version now; it may be NULL. A code of
  * failure: DVM_REJECTED where it has another. */
-int dvm_put(dvm_t *dvm, const char *key, const char *json, uint64_t if_version, uint64_t *version, int timeout_ms);
+int dvm_key_put(dvm_t *dvm, const char *key, const char *json, uint64_t if_version, uint64_t *version, int timeout_ms);
 
 /* Deletes a key, if it has the version if_version. With DVM_ANY one that is not there is fine. 0, or a code of failure. */
-int dvm_delete(dvm_t *dvm, const char *key, uint64_t if_version, int timeout_ms);
+int dvm_key_delete(dvm_t *dvm, const char *key, uint64_t if_version, int timeout_ms);
 
 /* The keys that begin with prefix (NULL: all), in order: a JSON text [{"key":...,"value":...,"version":...},...], which the caller
  * frees with dvm_free. 0, or a code of failure: *entries is NULL. */
-int dvm_list(dvm_t *dvm, const char *prefix, char **entries, int timeout_ms);
+int dvm_key_list(dvm_t *dvm, const char *prefix, char **entries, int timeout_ms);
 
 /* As dvm_subscribe, with DVM_KEY in the mask, and of the events `key-changed` only those of keys that begin with prefix (NULL: of
- * all). An event tells its key; the value is dvm_get's. */
+ * all). An event tells its key; the value is dvm_key_get's. */
 int dvm_watch(dvm_t *dvm, uint64_t mask, const char *prefix, const char *cursor);
 
 /* What `dvm status --json` prints: members, plug-ins, view, index. *status is the caller's, to be freed with dvm_free. 0, or a code of

@@ -108,7 +108,7 @@ pub unsafe extern "C" fn dvm_call(
 
 /// A key's value.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dvm_get(
+pub unsafe extern "C" fn dvm_key_get(
     dvm: *mut Dvm,
     key: *const c_char,
     fresh: c_int,
@@ -128,7 +128,7 @@ pub unsafe extern "C" fn dvm_get(
 
 /// Sets a key.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dvm_put(
+pub unsafe extern "C" fn dvm_key_put(
     dvm: *mut Dvm,
     key: *const c_char,
     json: *const c_char,
@@ -149,7 +149,7 @@ pub unsafe extern "C" fn dvm_put(
 
 /// Deletes a key.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dvm_delete(
+pub unsafe extern "C" fn dvm_key_delete(
     dvm: *mut Dvm,
     key: *const c_char,
     if_version: u64,
@@ -164,7 +164,7 @@ pub unsafe extern "C" fn dvm_delete(
 
 /// The keys.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dvm_list(
+pub unsafe extern "C" fn dvm_key_list(
     dvm: *mut Dvm,
     prefix: *const c_char,
     entries: *mut *mut c_char,
