@@ -120,7 +120,16 @@ fn other_compiler() -> PathBuf {
         return compiler;
     }
     fs::create_dir_all(&prefix).expect("created");
-    let _ = run(Command::new("apt-get").arg("download").args(OTHER_COMPILER).current_dir(&prefix));
+    let download = || {
+        let mut apt = Command::new("apt-get");
+        apt.arg("download").args(OTHER_COMPILER).current_dir(&prefix);
+        apt
+    };
+    // A fresh machine has no lists of packages.
+    if !download().output().is_ok_and(|output| output.status.success()) {
+        let _ = run(Command::new("apt-get").arg("update"));
+        let _ = run(&mut download());
+    }
     for file in fs::read_dir(&prefix).expect("listed").map(|entry| entry.expect("an entry").path()) {
         if file.extension().is_some_and(|extension| extension == "deb") {
             let _ = run(Command::new("dpkg").arg("-x").arg(&file).arg(prefix.join("root")));
