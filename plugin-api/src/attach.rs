@@ -26,18 +26,16 @@
 //! What an instance logs goes to the application's standard error. A panic ends the instance and not the application.
 
 use crate::Plugin;
-use crate::abi::{HostCalls, HostCallsRef, Slice, role};
+use crate::abi::{HostCalls, HostCallsRef, Slice};
 use crate::client::Client;
-use crate::host::{CallError, Instance, Module};
+use crate::host::{Acting, CallError, Instance, Module};
 use crate::local::{Failure, FailureCode, bytes};
 use crate::plugin::Role;
 use rustix::net::{SendFlags, send};
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 /// Version of what a kernel and an attached application say to each other.
@@ -96,7 +94,7 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        self.seat.over.store(true, Ordering::Release);
+        self.seat.acting.end();
         // A connection that has ended is what is wanted.
         let _ = self.stream.shutdown(Shutdown::Both);
         // How it ended is nobody's business any more.
@@ -108,20 +106,7 @@ impl Drop for Attached {
 #[derive(Debug, Default)]
 struct Seat {
     plugin: String,
-    fence: AtomicU64,
-    until_us: AtomicU64,
-    over: AtomicBool,
-}
-
-impl Seat {
-    /// The token under which the instance may act now. This process's clock tells, so that a primary stops though its
-    /// kernel is stopped.
-    fn token(&self) -> u64 {
-        let now = clock_gettime(ClockId::Boottime);
-        let now_us = now.tv_sec as u64 * 1_000_000 + now.tv_nsec as u64 / 1_000;
-        let acts = !self.over.load(Ordering::Acquire) && now_us < self.until_us.load(Ordering::Acquire);
-        if acts { self.fence.load(Ordering::Acquire) } else { 0 }
-    }
+    acting: Acting,
 }
 
 fn calls(seat: &'static Seat) -> HostCallsRef {
@@ -136,7 +121,7 @@ fn calls(seat: &'static Seat) -> HostCallsRef {
         let _ = io::stderr().write_all(lines.collect::<String>().as_bytes());
     }
     extern "C" fn token(ctx: *const ()) -> u64 {
-        seat_of(ctx).token()
+        seat_of(ctx).acting.token()
     }
     let ask = crate::abi::no_services;
     HostCalls { ctx: (&raw const *seat).cast(), log, token, ask }.leak()
@@ -226,7 +211,7 @@ impl Hosted {
     /// Answers what comes, until the plug-in is to stop or the connection ends.
     fn serve(&mut self, stream: UnixStream, received: Vec<u8>) -> Result<(), Failure> {
         let ended = self.answer_all(&stream, received);
-        self.seat.over.store(true, Ordering::Release);
+        self.seat.acting.end();
         let stopped = matches!(ended, Ok(true));
         if let Some(instance) = self.instance.take().filter(|_| self.panic.is_none()) {
             // No process ends with it; nobody hears how its end went.
@@ -282,7 +267,7 @@ impl Hosted {
                 nothing(started.map(|instance| self.instance = Some(instance)))
             }
             (Told::Lease { until_us }, _) => {
-                self.seat.until_us.store(until_us, Ordering::Release);
+                self.seat.acting.leased(until_us);
                 Ok(Vec::new())
             }
             (Told::Stop, None) => Ok(Vec::new()),
@@ -294,8 +279,8 @@ impl Hosted {
             (Told::Event(event), Some(instance)) => nothing(instance.on_event(&event)),
             (Told::Place(place), Some(instance)) => nothing(instance.on_place(&place)),
             (Told::Role { role, fence }, Some(instance)) => {
-                self.seat.fence.store(fence, Ordering::Release);
-                nothing(instance.on_role(role_of(role, fence)))
+                self.seat.acting.promoted(fence);
+                nothing(instance.on_role(Role::numbered(role, fence).unwrap_or(Role::Active)))
             }
             (Told::Restore(state), Some(instance)) => nothing(instance.restore(&state)),
             (Told::Snapshot, Some(instance)) => instance.snapshot(),
@@ -314,14 +299,6 @@ impl Hosted {
 
 fn nothing(result: Result<(), CallError>) -> Result<Vec<u8>, CallError> {
     result.map(|()| Vec::new())
-}
-
-fn role_of(number: u32, fence: u64) -> Role {
-    match number {
-        role::PRIMARY => Role::Primary { fence },
-        role::STANDBY => Role::Standby,
-        _ => Role::Active,
-    }
 }
 
 /// The first whole frame, and how many bytes it has.

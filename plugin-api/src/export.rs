@@ -1,7 +1,7 @@
 //! From a [`Plugin`] to the functions of the [ABI](crate::abi): what [`export_plugin!`](crate::export_plugin) is made
 //! of.
 
-use crate::abi::{Handle, HostCallsRef, Out, PluginModule, PluginModuleRef, role, status};
+use crate::abi::{Handle, HostCallsRef, Out, PluginModule, PluginModuleRef, status};
 use crate::plugin::{Event, Host, Meta, Place, Plugin, Role};
 use abi_stable::library::RootModuleResult;
 use abi_stable::prefix_type::PrefixTypeTrait;
@@ -204,12 +204,9 @@ extern "C" fn on_event<P: Plugin>(instance: Handle, event: RSlice<'_, u8>, out: 
 
 extern "C" fn on_role<P: Plugin>(instance: Handle, role: u32, fence: u64, out: Out) -> u32 {
     with::<P>(instance, out, |instance| {
-        instance.plugin.on_role(match role {
-            role::ACTIVE => Role::Active,
-            role::PRIMARY => Role::Primary { fence },
-            role::STANDBY => Role::Standby,
-            _ => return Err((status::MALFORMED, format!("role {role} is not known"))),
-        });
+        let known = Role::numbered(role, fence);
+        let known = known.ok_or_else(|| (status::MALFORMED, format!("role {role} is not known")))?;
+        instance.plugin.on_role(known);
         Ok(Vec::new())
     })
 }

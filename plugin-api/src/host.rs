@@ -7,11 +7,13 @@ use crate::abi::{Handle, HostCallsRef, Out, PluginModuleRef, status};
 use crate::plugin::{Meta, Role};
 use std::fmt;
 
+mod acting;
 #[cfg(feature = "host")]
 mod c;
 #[cfg(feature = "host")]
 mod load;
 
+pub use acting::Acting;
 #[cfg(feature = "host")]
 pub use load::LoadError;
 

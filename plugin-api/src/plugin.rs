@@ -3,7 +3,7 @@
 //! How the callbacks travel between a plug-in and its host is the matter of [`abi`](crate::abi) and
 //! [`export`](crate::export).
 
-use crate::abi::{HostCallsRef, level};
+use crate::abi::{HostCallsRef, level, role};
 use abi_stable::std_types::RSlice;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -195,6 +195,20 @@ pub enum Role {
     },
     /// Ready to become the primary.
     Standby,
+}
+
+impl Role {
+    /// The role that the ABI gives this number; none if it gives it to none.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn numbered(number: u32, fence: u64) -> Option<Self> {
+        match number {
+            role::ACTIVE => Some(Self::Active),
+            role::PRIMARY => Some(Self::Primary { fence }),
+            role::STANDBY => Some(Self::Standby),
+            _ => None,
+        }
+    }
 }
 
 /// Where an instance runs, as its host tells it.

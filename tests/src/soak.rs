@@ -5,9 +5,8 @@
 
 use crate::cluster::{Cluster, built, wait_for};
 use dvm_plugin_api::client::Client;
-use dvm_plugin_api::local::{Answer, Every, Load, Request, TransactionKind};
+use dvm_plugin_api::local::{Answer, Load, Request, TransactionKind};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
@@ -65,25 +64,10 @@ impl Soak {
         let path = built("libcounter.so");
         let checked = cluster.ok(&["plugin", "check", path.to_str().expect("a path of letters")]);
         let text = |key: &str| checked[key].as_str().expect("it is in the report").to_owned();
+        let size = checked["size"].as_u64().expect("it is in the report");
         let load = Load {
-            name: text("name"),
-            version: text("version"),
-            payload: text("payload"),
-            hash: text("hash"),
-            size: checked["size"].as_u64().expect("it is in the report"),
-            mode: "parallel".into(),
             placement: placement.into(),
-            config: BTreeMap::new(),
-            restart_times: 3,
-            restart_window_ms: 60_000,
-            deadline_ms: 5_000,
-            stateless: false,
-            instances: None,
-            on: Vec::new(),
-            only_confirmed: false,
-            snapshot_every: Every::default(),
-            memory: None,
-            cpu_ms: None,
+            ..Load::of(text("name"), text("version"), text("payload"), text("hash"), size)
         };
         let members = cluster.members();
         let mut clients: Vec<_> = members.iter().map(|member| cluster.client(member)).collect();

@@ -3,8 +3,8 @@
 //! The programs are in `tests/programs`. They are compiled and run against the header, the library and the module as
 //! `cargo xtask install` lays them out; where there is no `cc` or `python3` their part is skipped.
 
-use dvm_plugin_api::client::{Client, End, Events, Families, Filter, Next, Target};
-use dvm_plugin_api::local::{Request, Since};
+use dvm_plugin_api::client::{Client, Families, Target};
+use dvm_plugin_api::local::Request;
 use dvm_plugin_api::place::{DvmPlace, RuntimeDir};
 use dvm_tests::book::{page, root};
 use dvm_tests::cluster::{Cluster, Follower, Ground, has, signal, wait_for};
@@ -27,16 +27,7 @@ fn uri(cluster: &Cluster, member: &str) -> String {
 
 /// One that a thread of this test follows.
 fn in_rust(place: DvmPlace, prefer: &str) -> Follower {
-    let target = Target { prefer: Some(prefer.into()), ..Target::new(place, "test") };
-    let mut events = Events::new(target).expect("descriptors");
-    let filter = Filter { kinds: Families::ALL.kinds(), follow: true, key_prefix: None };
-    events.subscribe(Since::All, filter).expect("subscribed");
-    let told = std::iter::from_fn(move || match events.next(None).expect("no error") {
-        Next::Event(event) => Some(serde_json::to_string(&event).expect("plain data")),
-        Next::End(End::Halt) => None,
-        other => panic!("{other:?}"),
-    });
-    Follower::of("Rust", told)
+    Follower::in_rust(Target { prefer: Some(prefer.into()), ..Target::new(place, "test") })
 }
 
 /// One of each kind in a ground, each at a kernel of its own as long as that one lives.

@@ -1,7 +1,7 @@
 //! One kernel a host: namespaces are the hosts. What is told there while that kernel dies and is started again.
 
-use dvm_plugin_api::client::{End, Events, Families, Filter, Next, Target};
-use dvm_plugin_api::local::{Request, Since};
+use dvm_plugin_api::client::Target;
+use dvm_plugin_api::local::Request;
 use dvm_tests::book::root;
 use dvm_tests::cluster::{Follower, Host, Hosts, has, lives, settle, signal, wait_for};
 use rustix::process::Signal;
@@ -19,15 +19,7 @@ const RESPAWN: Option<(u32, u64)> = Some((20, 600_000));
 fn followers(host: &Host) -> Vec<Follower> {
     let program = |name: &str| root().join("tests/programs").join(name);
     let uri = host.place(DVM).uri();
-    let mut events = Events::new(Target::new(host.place(DVM), "test")).expect("descriptors");
-    let filter = Filter { kinds: Families::ALL.kinds(), follow: true, key_prefix: None };
-    events.subscribe(Since::All, filter).expect("subscribed");
-    let told = std::iter::from_fn(move || match events.next(None).expect("no error") {
-        Next::Event(event) => Some(serde_json::to_string(&event).expect("plain data")),
-        Next::End(End::Halt) => None,
-        other => panic!("{other:?}"),
-    });
-    let mut all = vec![Follower::of("Rust", told)];
+    let mut all = vec![Follower::in_rust(Target::new(host.place(DVM), "test"))];
     if has(&["cc"], "a follower in C") {
         let mut c = host.program(host.compile(&program("follow.c"), &["-ldvm"]));
         c.args([uri.as_str(), "all"]);

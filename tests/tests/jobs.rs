@@ -162,6 +162,7 @@ fn what_a_lost_member_ran_is_run_again_elsewhere_or_has_failed() {
         let shown = over(&cluster, job);
         let error = shown["tasks"][0]["error"].as_str().unwrap_or_default();
         assert_eq!(error, format!("{lost} was lost while it ran there"), "{shown}");
+        assert_eq!(shown["exit"], 127, "{shown}");
     }
     wait_for("it runs elsewhere", || lines(&runs).contains(&format!("{again} on {other}")).then_some(()));
     fs::write(cluster.home().join("go"), "").expect("there is room");

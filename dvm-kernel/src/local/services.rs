@@ -5,6 +5,7 @@
 
 use super::Server;
 use super::requests::Ask;
+use crate::peer::AskError;
 use crate::plugins::from_json;
 use crate::services::desk::{Desk, own_event};
 use crate::services::keeper::{End, Order};
@@ -184,46 +185,39 @@ impl Server {
 
     /// Tells an instance of a process until it has ended, or its member has.
     async fn follow_process(self: Rc<Self>, member: MemberId, told: Told, order: Order) {
-        let plugin = told.desk.plugin().clone();
         let mut progress = Progress::default();
         loop {
-            let me = self.identity.borrow().id == member;
-            let over = if me {
-                self.follow_here(&plugin, &told, &order, &mut progress).await
-            } else {
-                match self
-                    .peers
-                    .process(member, plugin.clone(), told.key.clone(), order.clone(), progress)
-                    .await
-                {
-                    Ok(mut process) => loop {
-                        match process.next().await {
-                            Ok(news) => {
-                                if told.tell(&mut progress, news).await {
-                                    break true;
-                                }
-                            }
-                            Err(error) => {
-                                tracing::debug!(peer = %member, key = told.key, %error, "a process is asked for again");
-                                break false;
-                            }
-                        }
-                    },
-                    Err(error) => {
-                        tracing::debug!(peer = %member, key = told.key, %error, "a process is asked for again");
-                        false
-                    }
-                }
+            let here = self.identity.borrow().id == member;
+            let over = match here {
+                true => self.follow_here(&told, &order, &mut progress).await,
+                false => self.follow_there(member, &told, &order, &mut progress).await.unwrap_or_else(|error| {
+                    tracing::debug!(peer = %member, key = told.key, %error, "a process is asked for again");
+                    false
+                }),
             };
-            if over || !me && !self.peers.has(member) {
+            if over || !here && !self.peers.has(member) {
                 return;
             }
             sleep(AGAIN).await;
         }
     }
 
-    async fn follow_here(&self, plugin: &Name, told: &Told, order: &Order, progress: &mut Progress) -> bool {
-        let mut follow = match self.follow_own(plugin, &told.key, order.clone(), *progress).await {
+    async fn follow_there(
+        &self,
+        member: MemberId,
+        told: &Told,
+        order: &Order,
+        progress: &mut Progress,
+    ) -> Result<bool, AskError> {
+        let (plugin, key) = (told.desk.plugin().clone(), told.key.clone());
+        let mut process = self.peers.process(member, plugin, key, order.clone(), *progress).await?;
+        while !told.tell(progress, process.next().await?).await {}
+        Ok(true)
+    }
+
+    async fn follow_here(&self, told: &Told, order: &Order, progress: &mut Progress) -> bool {
+        let mut follow = match self.follow_own(told.desk.plugin(), &told.key, order.clone(), *progress).await
+        {
             Ok(follow) => follow,
             Err(why) => return told.tell(progress, News::Ended(End::Failed(why))).await,
         };

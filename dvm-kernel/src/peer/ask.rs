@@ -236,7 +236,7 @@ impl plugins::Peers for Peers {
     async fn library(&self, hash: [u8; 32], size: u64) -> Result<Arc<Vec<u8>>, String> {
         let blob = self.hold(hash, size).await?;
         let joined = self.bulk.run(async move { Arc::new(blob.join()) }).await;
-        joined.ok_or_else(|| "there was no room to put it together".into())
+        joined.map_err(|error| format!("it cannot be put together: {error}"))
     }
 
     async fn executed(&self, by: MemberId, transaction: TransactionId) -> Option<Execution> {

@@ -5,7 +5,8 @@
 //! library: an idle kernel has none.
 
 use rustix::process::{getpriority_process, setpriority_process};
-use std::sync::OnceLock;
+use std::io;
+use std::sync::{Mutex, PoisonError};
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinSet;
 
@@ -16,37 +17,47 @@ const NICE: i32 = 10;
 /// The thread; not started before it is needed.
 #[derive(Debug, Default)]
 pub(super) struct Bulk {
-    handle: OnceLock<Handle>,
+    handle: Mutex<Option<Handle>>,
 }
 
 impl Bulk {
-    /// Runs something there; dropped, it is ended. `None`: it panicked.
+    /// Runs something there; dropped, it is ended.
+    ///
+    /// # Errors
+    /// There is no thread for it, or it panicked.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
-    ) -> Option<T> {
+    ) -> io::Result<T> {
         let mut tasks = JoinSet::new();
-        tasks.spawn_on(task, self.handle());
-        tasks.join_next().await?.ok()
+        tasks.spawn_on(task, &self.handle()?);
+        let ended = tasks.join_next().await.expect("one was just spawned");
+        ended.map_err(io::Error::other)
     }
 
     /// Has something run there to its end.
-    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.handle().spawn(task);
+    ///
+    /// # Errors
+    /// There is no thread for it.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        self.handle()?.spawn(task);
+        Ok(())
     }
 
-    fn handle(&self) -> &Handle {
-        self.handle.get_or_init(|| {
-            let runtime = Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.expect("a runtime needs a few descriptors, and the kernel has them");
-            let handle = runtime.handle().clone();
-            let run = move || {
-                give_way();
-                runtime.block_on(std::future::pending::<()>());
-            };
-            std::thread::Builder::new().name("bulk".into()).spawn(run).expect("a kernel can start a thread");
-            handle
-        })
+    /// Another kernel may ask for what needs the thread when this one is out of descriptors: that is no reason to die.
+    fn handle(&self) -> io::Result<Handle> {
+        let mut handle = self.handle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = &*handle {
+            return Ok(handle.clone());
+        }
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let begun = runtime.handle().clone();
+        let run = move || {
+            give_way();
+            runtime.block_on(std::future::pending::<()>());
+        };
+        std::thread::Builder::new().name("bulk".into()).spawn(run)?;
+        Ok(handle.insert(begun).clone())
     }
 }
 

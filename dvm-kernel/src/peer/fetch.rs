@@ -96,7 +96,7 @@ impl Peers {
         let fetched = self.bulk.run(async move { peers.fetch(hash, size).await });
         match self.blobs.whole(&hash) {
             Some(blob) => Ok(blob),
-            None => fetched.await.unwrap_or_else(|| Err("fetching it broke off".into())),
+            None => fetched.await.unwrap_or_else(|error| Err(format!("it cannot be fetched: {error}"))),
         }
     }
 
@@ -161,11 +161,9 @@ impl Peers {
     /// Serves a connection on which a library is asked for.
     pub(crate) fn serve_library(&self, stream: StdStream) {
         let peers = self.clone();
-        self.bulk.spawn(async move {
-            if let Err(error) = peers.hand_on(stream).await {
-                tracing::info!(%error, "a library was not sent");
-            }
-        });
+        let not_sent = |error: io::Error| tracing::info!(%error, "a library was not sent");
+        let serve = async move { peers.hand_on(stream).await.unwrap_or_else(not_sent) };
+        self.bulk.spawn(serve).unwrap_or_else(not_sent);
     }
 
     async fn hand_on(&self, stream: StdStream) -> io::Result<()> {

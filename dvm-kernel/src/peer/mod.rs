@@ -11,7 +11,7 @@ mod fetch;
 mod serve;
 mod transfer;
 
-pub(crate) use ask::Peers;
+pub(crate) use ask::{AskError, Peers};
 pub(crate) use blob::{Blob, BlobError};
 pub(crate) use blobs::Blobs;
 pub(crate) use bulk::give_way;

@@ -211,7 +211,9 @@ fn call(instance: &mut Instance, message: ToChild) -> Result<Vec<u8>, CallError>
         ToChild::Configure(config) => instance.configure(&config).map(nothing),
         ToChild::Event(event) => instance.on_event(&event).map(nothing),
         ToChild::Place(place) => instance.on_place(&place).map(nothing),
-        ToChild::Role { role, fence } => instance.on_role(role_of(role, fence)).map(nothing),
+        ToChild::Role { role, fence } => {
+            instance.on_role(Role::numbered(role, fence).unwrap_or(Role::Active)).map(nothing)
+        }
         ToChild::Restore(state) => instance.restore(&state).map(nothing),
         ToChild::Snapshot => instance.snapshot(),
         ToChild::Open { .. }
@@ -221,14 +223,6 @@ fn call(instance: &mut Instance, message: ToChild) -> Result<Vec<u8>, CallError>
         | ToChild::Stop => {
             unreachable!("answered without an instance")
         }
-    }
-}
-
-fn role_of(role: u32, fence: u64) -> Role {
-    match role {
-        dvm_plugin_api::abi::role::PRIMARY => Role::Primary { fence },
-        dvm_plugin_api::abi::role::STANDBY => Role::Standby,
-        _ => Role::Active,
     }
 }
 

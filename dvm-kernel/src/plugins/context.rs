@@ -3,20 +3,17 @@
 use crate::services::asker::{Access, Asker};
 use dvm_core::ids::Name;
 use dvm_plugin_api::abi::{HostCalls, HostCallsRef, Out, Slice, status};
+use dvm_plugin_api::host::Acting;
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// What the host knows of one instance. A plug-in may keep what leads to it for ever, and so it is never freed.
 #[derive(Debug)]
 pub(super) struct Context {
     log: Log,
-    /// The token of the promotion; 0 when it is no primary.
-    fence: AtomicU64,
-    /// Until then it may act, by the clock that all processes of the host share, microseconds.
-    until_us: AtomicU64,
-    /// The instance is over, whatever its code still does.
-    closed: AtomicBool,
+    /// Once it may never act again the instance is over, whatever its code still does.
+    acting: Acting,
     /// What it asks for services with.
     asker: OnceLock<Asker>,
 }
@@ -54,8 +51,7 @@ impl Speaker {
 
 impl Context {
     pub(super) fn new(log: Log) -> &'static Self {
-        let (fence, until_us, closed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        Box::leak(Box::new(Self { log, fence, until_us, closed, asker: OnceLock::new() }))
+        Box::leak(Box::new(Self { log, acting: Acting::default(), asker: OnceLock::new() }))
     }
 
     /// The functions that lead here.
@@ -70,36 +66,28 @@ impl Context {
     }
 
     pub(super) fn promoted(&self, fence: u64) {
-        self.fence.store(fence, Ordering::Release);
+        self.acting.promoted(fence);
     }
 
     pub(super) fn leased(&self, until_us: u64) {
-        self.until_us.store(until_us, Ordering::Release);
+        self.acting.leased(until_us);
     }
 
     /// From here on nothing that the instance asks does anything.
     pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-    }
-
-    /// The token under which the instance may act now; 0 if it may not. The process's own clock tells, so that a primary
-    /// stops though its kernel is stopped.
-    fn token(&self) -> u64 {
-        let leased = crate::clock::boot_us() < self.until_us.load(Ordering::Acquire);
-        let acts = leased && !self.closed.load(Ordering::Acquire);
-        if acts { self.fence.load(Ordering::Acquire) } else { 0 }
+        self.acting.end();
     }
 
     fn ask(&self, request: &[u8]) -> Result<Vec<u8>, String> {
         match self.asker.get() {
-            _ if self.closed.load(Ordering::Acquire) => Err("this instance is over".into()),
+            _ if self.acting.is_over() => Err("this instance is over".into()),
             Some(asker) => asker.ask(request),
             None => Err("nothing can be asked while the library is loaded".into()),
         }
     }
 
     fn log(&self, level: u8, text: &str) {
-        if self.closed.load(Ordering::Acquire) {
+        if self.acting.is_over() {
             return;
         }
         match &self.log {
@@ -126,7 +114,7 @@ extern "C" fn log(ctx: *const (), level: u8, text: Slice<'_>) {
 }
 
 extern "C" fn token(ctx: *const ()) -> u64 {
-    behind(ctx).token()
+    behind(ctx).acting.token()
 }
 
 extern "C" fn ask(ctx: *const (), request: Slice<'_>, out: Out) -> u32 {

@@ -339,6 +339,33 @@ pub struct Load {
     pub cpu_ms: Option<u64>,
 }
 
+impl Load {
+    /// A library with what a load has unless told otherwise; `hash` and `size` are those of its file.
+    #[must_use]
+    pub fn of(name: String, version: String, payload: String, hash: String, size: u64) -> Self {
+        Self {
+            name,
+            version,
+            payload,
+            hash,
+            size,
+            mode: "parallel".into(),
+            placement: "process".into(),
+            config: BTreeMap::new(),
+            restart_times: 3,
+            restart_window_ms: 60_000,
+            deadline_ms: 5_000,
+            stateless: false,
+            instances: None,
+            on: Vec::new(),
+            only_confirmed: false,
+            snapshot_every: Every::default(),
+            memory: None,
+            cpu_ms: None,
+        }
+    }
+}
+
 /// How far a standby's snapshot may fall behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -163,7 +163,8 @@ impl Job {
         self.tasks.iter().all(|task| task.stage.is_over())
     }
 
-    /// The highest exit code of its tasks, as a shell counts: 128 and more for a signal, 127 for what could not be run.
+    /// The highest exit code of its tasks, as a shell counts: 128 and more for a signal, 127 for what could not be run or was
+    /// lost with its member.
     pub(crate) fn exit(&self) -> i32 {
         self.tasks.iter().map(Task::exit).max().unwrap_or_default()
     }

@@ -1,6 +1,8 @@
 //! Someone who follows events and tells them line by line: a program, or a thread of the test.
 
 use super::wait_for;
+use dvm_plugin_api::client::{End, Events, Families, Filter, Next, Target};
+use dvm_plugin_api::local::Since;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -37,6 +39,23 @@ impl Follower {
         let push = Arc::clone(&lines);
         let thread = std::thread::spawn(move || told.for_each(|line| push.lock().expect("alone").push(line)));
         Self { name, lines, thread, child: None }
+    }
+
+    /// A thread of this test that is told everything, from the first event that is kept to the end of the DVM.
+    ///
+    /// # Panics
+    /// When it cannot subscribe.
+    #[must_use]
+    pub fn in_rust(target: Target) -> Self {
+        let mut events = Events::new(target).expect("descriptors");
+        let filter = Filter { kinds: Families::ALL.kinds(), follow: true, key_prefix: None };
+        events.subscribe(Since::All, filter).expect("subscribed");
+        let told = std::iter::from_fn(move || match events.next(None).expect("no error") {
+            Next::Event(event) => Some(serde_json::to_string(&event).expect("plain data")),
+            Next::End(End::Halt) => None,
+            other => panic!("{other:?}"),
+        });
+        Self::of("Rust", told)
     }
 
     /// How it is called in a failure.

@@ -234,7 +234,7 @@ fn load(context: &Context, args: LoadArgs) -> exit::Result {
 
 /// A load without a library, with nothing else asked for.
 fn nothing(name: &str, payload: &str) -> Load {
-    of(name.into(), String::new(), payload.into(), String::new(), 0)
+    Load::of(name.into(), String::new(), payload.into(), String::new(), 0)
 }
 
 /// Sends a library and proposes what is done with it. The kernel that holds the library may be lost before it has
@@ -311,30 +311,7 @@ pub(crate) fn transact_in(
 /// A load that asks for nothing in particular.
 fn plain(library: &Library) -> Load {
     let Manifest { name, version, payload, .. } = library.manifest.clone();
-    of(name, version, payload, library.hash.clone(), library.bytes.len() as u64)
-}
-
-fn of(name: String, version: String, payload: String, hash: String, size: u64) -> Load {
-    Load {
-        name,
-        version,
-        payload,
-        hash,
-        size,
-        mode: "parallel".into(),
-        placement: "process".into(),
-        config: BTreeMap::new(),
-        restart_times: 3,
-        restart_window_ms: 60_000,
-        deadline_ms: 5_000,
-        stateless: false,
-        instances: None,
-        on: Vec::new(),
-        only_confirmed: false,
-        snapshot_every: Every::default(),
-        memory: None,
-        cpu_ms: None,
-    }
+    Load::of(name, version, payload, library.hash.clone(), library.bytes.len() as u64)
 }
 
 fn transact(context: &Context, client: &mut Client, kind: TransactionKind, rule: Rule) -> exit::Result {
