@@ -59,7 +59,7 @@ pub(crate) struct Hello {
     pub(crate) from: MemberId,
     /// Who is meant.
     pub(crate) to: MemberId,
-    /// For a ring link: the view it belongs to.
+    /// For a ring link: the view it belongs to; nothing for a spare, which says hello again.
     pub(crate) view: Option<ViewId>,
 }
 

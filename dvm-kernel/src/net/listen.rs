@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
+use tokio_rustls::server::TlsStream;
 
 /// How long a peer may take to say who it is.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -81,7 +82,7 @@ async fn serve(
     net: &Rc<Net>,
     mut stream: TcpStream,
     others: &mpsc::Sender<(Lane, StdStream)>,
-) -> io::Result<Option<tokio_rustls::server::TlsStream<TcpStream>>> {
+) -> io::Result<Option<TlsStream<TcpStream>>> {
     dial::prepare(&stream, net.shared.silence());
     let lane = Lane::read(&mut stream).await?;
     if matches!(lane, Lane::Bulk | Lane::Library | Lane::Ticket) {
@@ -89,23 +90,34 @@ async fn serve(
         others.try_send((lane, stream.into_std()?)).map_err(busy)?;
         return Ok(None);
     }
-    let tls = net.shared.vault.tls();
-    let mut stream = tls.acceptor.accept(stream).await?;
+    let mut stream = net.shared.vault.tls().acceptor.accept(stream).await?;
     // A probe ends here, having seen who answers.
     let hello: Hello = match frame::read(&mut stream, HELLO_MAX).await {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         hello => hello?,
     };
-    check(&hello, net.shared.dvm, tls.me, stream.get_ref().1.peer_certificates())?;
+    enter(net, lane, hello, stream).await
+}
+
+/// Lets in who has said hello. A connection that a cut must stall is given back.
+pub(super) async fn enter(
+    net: &Rc<Net>,
+    lane: Lane,
+    hello: Hello,
+    stream: TlsStream<TcpStream>,
+) -> io::Result<Option<TlsStream<TcpStream>>> {
+    let me = net.shared.vault.tls().me;
+    check(&hello, net.shared.dvm, me, stream.get_ref().1.peer_certificates())?;
     if net.shared.cuts.stops_connecting(hello.from, &net.shared.book) {
         return Ok(Some(stream));
     }
     match (lane, hello.view) {
         (Lane::Ring, Some(view)) => {
             let (stream, session) = stream.into_inner();
-            let (me, peer, side, tls) = (tls.me, hello.from, Side::Incoming, Box::new(session.into()));
+            let (peer, side, tls) = (hello.from, Side::Incoming, Box::new(session.into()));
             net.tell(FromNet::Link { me, peer, view, side, stream, tls }).await;
         }
+        (Lane::Ring, None) => net.spares.accepted(net, hello.from, stream),
         (Lane::Control, None) => net.controls.accepted(net, hello.from, stream),
         _ => return Err(refused("its first frame does not fit its lane")),
     }

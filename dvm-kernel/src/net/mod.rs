@@ -13,6 +13,7 @@ pub(crate) mod frame;
 pub(crate) mod hello;
 pub(crate) mod link;
 mod listen;
+mod spare;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use dvm_core::Side;
 use dvm_core::ids::{MemberId, ViewId};
 use dvm_core::wire::{Control, Identity};
 use hello::Lane;
+use spare::Spares;
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
@@ -126,6 +128,7 @@ pub(crate) struct Net {
     shared: Arc<Shared>,
     to_ring: mpsc::Sender<FromNet>,
     controls: Controls,
+    spares: Spares,
     /// Tasks that speak for the present incarnation.
     tasks: RefCell<Vec<AbortHandle>>,
 }
@@ -133,7 +136,8 @@ pub(crate) struct Net {
 impl Net {
     /// What it hears goes to `to_ring`.
     pub(crate) fn new(shared: Arc<Shared>, to_ring: mpsc::Sender<FromNet>) -> Rc<Self> {
-        Rc::new(Self { shared, to_ring, controls: Controls::default(), tasks: RefCell::default() })
+        let (controls, spares) = (Controls::default(), Spares::default());
+        Rc::new(Self { shared, to_ring, controls, spares, tasks: RefCell::default() })
     }
 
     /// What both threads share.
@@ -146,7 +150,11 @@ impl Net {
         let net = self.clone();
         self.spawn(async move {
             let me = net.shared.vault.tls().me;
-            match dial::dial(&net.shared, to, Lane::Ring, Some(view)).await {
+            let opened = match net.spares.take(&net, to, view).await {
+                Some(spare) => Ok(spare),
+                None => dial::dial(&net.shared, to, Lane::Ring, Some(view)).await,
+            };
+            match opened {
                 Ok(stream) => {
                     let (stream, tls) = stream.into_inner();
                     let (side, tls) = (Side::Outgoing, Box::new(tls.into()));
@@ -161,6 +169,11 @@ impl Net {
                 }
             }
         });
+    }
+
+    /// Keeps a connection ready to each of these, who may be the next successor.
+    pub(crate) fn keep_spares(self: &Rc<Self>, peers: Vec<MemberId>) {
+        self.spares.keep(self, peers);
     }
 
     /// Tries a new connection; answered by [`FromNet::Refused`] if the process is gone.
@@ -193,16 +206,18 @@ impl Net {
             task.abort();
         }
         self.controls.clear();
+        self.spares.clear();
     }
 
     /// Runs a task that ends with the incarnation.
-    fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+    fn spawn(&self, task: impl Future<Output = ()> + 'static) -> AbortHandle {
         let handle = spawn_local(task).abort_handle();
         let mut tasks = self.tasks.borrow_mut();
         if tasks.len() >= 64 && tasks.len().is_power_of_two() {
             tasks.retain(|task| !task.is_finished());
         }
-        tasks.push(handle);
+        tasks.push(handle.clone());
+        handle
     }
 
     async fn tell(&self, what: FromNet) {

@@ -18,8 +18,8 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::task::{LocalSet, spawn_local};
-use tokio::time::timeout;
+use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::time::{sleep, timeout};
 
 const DVM: u128 = 42;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -31,6 +31,7 @@ struct Kernel {
     identity: Identity,
     /// Bulk connections and tickets.
     others: mpsc::Receiver<(Lane, StdStream)>,
+    listening: JoinHandle<std::io::Result<()>>,
 }
 
 impl Kernel {
@@ -42,8 +43,8 @@ impl Kernel {
         let net = Net::new(Shared::new(vault, dvm, 1_000), to_ring);
         net.shared().book.know(identity.clone());
         let (to_others, others) = mpsc::channel(4);
-        spawn_local(listen(net.clone(), listener, to_others));
-        Self { net, heard, identity, others }
+        let listening = spawn_local(listen(net.clone(), listener, to_others));
+        Self { net, heard, identity, others, listening }
     }
 
     fn knows(&self, other: &Kernel) {
@@ -54,12 +55,37 @@ impl Kernel {
         timeout(PATIENCE, self.heard.recv()).await.expect("in time").expect("it listens")
     }
 
+    /// Has a spare connection to the other one.
+    async fn spares(&self, other: &Kernel) {
+        self.net.keep_spares(vec![other.identity.id]);
+        let made = async {
+            while !self.net.spares.has(other.identity.id) {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, made).await.expect("a spare is made");
+    }
+
+    /// Takes no new connections any more.
+    async fn stops_listening(&mut self) {
+        self.listening.abort();
+        assert!((&mut self.listening).await.is_err(), "it listened until now");
+    }
+
     async fn link(&mut self, number: u64) -> Link {
         match self.hears().await {
             FromNet::Link { peer, stream, tls, .. } => Link::new(LinkId(number), peer, stream, *tls),
             _ => panic!("not a link"),
         }
     }
+}
+
+/// Two of one DVM, of which the first knows where the second is.
+fn pair() -> (Kernel, Kernel) {
+    let key = DvmKey::draw();
+    let (a, b) = (Kernel::start(&key, DVM, 1), Kernel::start(&key, DVM, 2));
+    a.knows(&b);
+    (a, b)
 }
 
 fn identity(id: u128, listener: &TcpListener) -> Identity {
@@ -93,9 +119,7 @@ fn data(oseq: u64, length: usize) -> Ring {
 #[test]
 fn control_messages_pass_both_ways_over_one_connection() {
     run(async {
-        let key = DvmKey::draw();
-        let (mut a, mut b) = (Kernel::start(&key, DVM, 1), Kernel::start(&key, DVM, 2));
-        a.knows(&b);
+        let (mut a, mut b) = pair();
         let message = Control::JoinRefused { reason: "hello".into() };
         a.net.send(MemberId(2), message.clone());
         let FromNet::Control { from: MemberId(1), message: came } = b.hears().await else { panic!() };
@@ -111,9 +135,7 @@ fn control_messages_pass_both_ways_over_one_connection() {
 #[test]
 fn a_ring_link_is_told_at_both_ends_and_carries_frames_in_order() {
     run(async {
-        let key = DvmKey::draw();
-        let (mut a, mut b) = (Kernel::start(&key, DVM, 1), Kernel::start(&key, DVM, 2));
-        a.knows(&b);
+        let (mut a, mut b) = pair();
         a.net.connect(MemberId(2), view());
         let FromNet::Link { peer, view: theirs, side, stream, tls, .. } = b.hears().await else { panic!() };
         assert_eq!((peer, theirs, side), (MemberId(1), view(), Side::Incoming));
@@ -131,6 +153,70 @@ fn a_ring_link_is_told_at_both_ends_and_carries_frames_in_order() {
             Ok(_) => Poll::Pending,
         });
         assert!(matches!(timeout(PATIENCE, error).await, Ok(LinkError::Closed)));
+    });
+}
+
+#[test]
+fn a_spare_becomes_a_link_though_no_new_connection_could() {
+    run(async {
+        let (mut a, mut b) = pair();
+        a.spares(&b).await;
+        b.stops_listening().await;
+        a.net.connect(MemberId(2), view());
+        let (mut from, mut to) = (a.link(1).await, b.link(2).await);
+        from.place(&data(1, 100));
+        assert_eq!(pump(&mut [&mut from, &mut to], 1).await[0].1, data(1, 100));
+        // There was one.
+        a.net.connect(MemberId(2), view());
+        assert!(matches!(a.hears().await, FromNet::LinkFailed { to: MemberId(2), .. }));
+    });
+}
+
+#[test]
+fn a_spare_that_broke_is_dialled_and_told_to_nobody() {
+    run(async {
+        let (mut a, mut b) = pair();
+        a.spares(&b).await;
+        b.net.forget_incarnation();
+        assert!(
+            timeout(Duration::from_millis(50), a.heard.recv()).await.is_err(),
+            "it is evidence of nothing"
+        );
+        a.net.connect(MemberId(2), view());
+        let FromNet::Link { peer, view: theirs, .. } = b.hears().await else { panic!("no link") };
+        assert_eq!((peer, theirs), (MemberId(1), view()));
+        assert!(matches!(a.hears().await, FromNet::Link { peer: MemberId(2), .. }));
+    });
+}
+
+#[test]
+fn a_cut_holds_for_spares_and_they_outlast_it() {
+    run(async {
+        let (mut a, mut b) = pair();
+        b.knows(&a);
+        a.spares(&b).await;
+        b.stops_listening().await;
+        a.net.shared().cuts.cut(vec!["k2".into()], vec![]);
+        a.net.connect(MemberId(2), view());
+        assert!(matches!(a.hears().await, FromNet::LinkFailed { .. }));
+        a.net.shared().cuts.heal();
+        // Cut at the far end: the link seems to stand, and nobody hears of it there.
+        b.net.shared().cuts.cut(vec![], vec!["k1".into()]);
+        a.net.connect(MemberId(2), view());
+        assert!(matches!(a.hears().await, FromNet::Link { .. }));
+        assert!(timeout(Duration::from_millis(50), b.heard.recv()).await.is_err(), "b heard it");
+    });
+}
+
+#[test]
+fn an_incarnation_that_is_over_takes_its_spares_along() {
+    run(async {
+        let (mut a, mut b) = pair();
+        a.spares(&b).await;
+        b.stops_listening().await;
+        a.net.forget_incarnation();
+        a.net.connect(MemberId(2), view());
+        assert!(matches!(a.hears().await, FromNet::LinkFailed { .. }));
     });
 }
 
@@ -186,9 +272,7 @@ fn small_buffers(stream: &TcpStream) {
 #[test]
 fn what_has_left_is_told_by_its_cost() {
     run(async {
-        let key = DvmKey::draw();
-        let (mut a, mut b) = (Kernel::start(&key, DVM, 1), Kernel::start(&key, DVM, 2));
-        a.knows(&b);
+        let (mut a, mut b) = pair();
         a.net.connect(MemberId(2), view());
         let (mut from, _to) = (a.link(1).await, b.link(2).await);
         let frame = data(1, 8 << 10);
@@ -246,9 +330,7 @@ fn another_key_and_another_dvm_are_turned_away() {
 #[test]
 fn garbage_at_the_port_harms_nobody() {
     run(async {
-        let key = DvmKey::draw();
-        let (a, mut b) = (Kernel::start(&key, DVM, 1), Kernel::start(&key, DVM, 2));
-        a.knows(&b);
+        let (a, mut b) = pair();
         let address = b.identity.addresses[0].clone();
         let strangers = tokio::task::spawn_blocking(move || {
             let mut seed = dvm_core::Prng::new(3);
@@ -284,9 +366,7 @@ fn bulk_connections_go_to_the_other_thread() {
 #[test]
 fn a_cut_is_silent_and_heals() {
     run(async {
-        let key = DvmKey::draw();
-        let (mut a, mut b) = (Kernel::start(&key, DVM, 1), Kernel::start(&key, DVM, 2));
-        a.knows(&b);
+        let (mut a, mut b) = pair();
         b.knows(&a);
         a.net.shared().cuts.cut(vec!["k2".into()], vec!["k2".into()]);
         a.net.send(MemberId(2), Control::JoinRefused { reason: "lost".into() });

@@ -130,6 +130,7 @@ impl Ring {
                     for joiner in &proposal.joiners {
                         self.net.shared().book.know(joiner.clone());
                     }
+                    self.keep_spares();
                 }
                 let index = entry.index;
                 if index > self.restored {
@@ -172,8 +173,20 @@ impl Ring {
             Output::Restored { index } => {
                 tracing::info!(index = index.0, "the state was taken over");
                 self.tell_restored();
+                self.keep_spares();
             }
         }
+    }
+
+    /// Has connections ready to the two members behind this one: should either go, the other is the successor.
+    fn keep_spares(&self) {
+        let Some(view) = self.member.view() else { return };
+        let me = self.member.id();
+        let Some(rank) = view.rank_of(me) else { return };
+        let next = view.successor(rank);
+        let mut peers = vec![view.member(next), view.member(view.successor(next))];
+        peers.retain(|peer| *peer != me);
+        self.net.keep_spares(peers);
     }
 
     fn count_entry(&mut self, entry: &Entry) {
