@@ -43,6 +43,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// Longest time to get a state and a child for it.
 const LAUNCH: Duration = Duration::from_secs(30);
+/// Before a failed child is started again: starting takes a processor, and whoever is told of the failure comes first.
+const RESTART: Duration = Duration::from_millis(10);
 /// Longest time another member may take for a snapshot.
 const SNAPSHOT: Duration = Duration::from_secs(10);
 /// Between two rounds of asking for a snapshot.
@@ -409,6 +411,9 @@ impl<P: Peers> Instance<P> {
         let until = if applies { Until::Restored } else { Until::Started };
         let next = self.next.take();
         let work = async move {
+            if tells == Tells::Restarted {
+                sleep(RESTART).await;
+            }
             // What begins again though nothing is wrong with it has its own state.
             let bundle = match own.state == Start::Elsewhere || applies && tells != Tells::Nothing {
                 _ if spec.stateless => None,
