@@ -6,6 +6,7 @@
 //! known at once, by the one who asked it.
 
 use super::PART;
+use super::bulk::Pace;
 use crate::security::ticket::hex;
 use blake3::Hasher;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
@@ -171,7 +172,11 @@ impl Blob {
     pub(super) fn join(&self) -> Vec<u8> {
         let parts = self.parts().clone();
         let mut bytes = Vec::with_capacity(parts.iter().map(Bytes::len).sum());
-        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        let mut pace = Pace::default();
+        for part in &parts {
+            bytes.extend_from_slice(part);
+            pace.step(part.len());
+        }
         bytes
     }
 

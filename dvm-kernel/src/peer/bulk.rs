@@ -5,14 +5,44 @@
 //! library: an idle kernel has none.
 
 use rustix::process::{getpriority_process, setpriority_process};
+use rustix::thread::set_current_timer_slack;
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinSet;
 
 /// How much the system prefers the kernel's other threads, of at most 19 below the common. At 19, a machine that is busy
 /// with other things would hold a load up until its members' time is over.
 const NICE: i32 = 10;
+
+/// Bytes hashed, encrypted or copied at a stretch: some 100 us of work.
+pub(crate) const STRETCH: usize = 64 << 10;
+
+/// How long the thread is away then.
+const REST: Duration = Duration::from_micros(50);
+
+/// How much longer the system may let it sleep, nanoseconds; it would take as long again.
+const SLACK: NonZeroU64 = NonZeroU64::new(1_000).expect("it is not zero");
+
+/// Work in stretches. A thread that only gives way keeps the processor for its slice of some milliseconds once it has
+/// it, and threads of other sessions do not count as preferred at all: one that is away often is in nobody's way.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    done: usize,
+}
+
+impl Pace {
+    /// So many bytes more are done; rests where that makes a stretch.
+    pub(crate) fn step(&mut self, bytes: usize) {
+        self.done += bytes;
+        if self.done >= STRETCH {
+            self.done = 0;
+            std::thread::sleep(REST);
+        }
+    }
+}
 
 /// The thread; not started before it is needed.
 #[derive(Debug, Default)]
@@ -61,8 +91,10 @@ impl Bulk {
     }
 }
 
-/// Has the system prefer other threads of this kernel to this one, for good.
+/// Has the system prefer other threads of this kernel to this one, for good, and end its rests in time.
 pub(crate) fn give_way() {
+    // With more slack it is only slower.
+    let _ = set_current_timer_slack(Some(SLACK));
     let lowered = getpriority_process(None).and_then(|now| setpriority_process(None, (now + NICE).min(19)));
     if let Err(error) = lowered {
         tracing::info!(%error, "a thread for bytes in bulk cannot give way to others");

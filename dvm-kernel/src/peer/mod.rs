@@ -14,7 +14,7 @@ mod transfer;
 pub(crate) use ask::{AskError, Peers};
 pub(crate) use blob::{Blob, BlobError};
 pub(crate) use blobs::Blobs;
-pub(crate) use bulk::give_way;
+pub(crate) use bulk::{Pace, STRETCH, give_way};
 pub(crate) use serve::serve;
 
 use crate::plugins::Execution;

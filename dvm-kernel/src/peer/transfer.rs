@@ -5,6 +5,7 @@
 //! the next one, from whoever has the same bytes, goes on there, even after a sender that sent wrong ones.
 
 use super::blob::{Blob, BlobError, Outline};
+use super::bulk::{Pace, STRETCH};
 use super::{BLOB_MAX, Blobs, PART};
 use crate::net::frame::{self, HELLO_MAX};
 use bytes::{Bytes, BytesMut};
@@ -53,8 +54,9 @@ pub(super) async fn receive(
     let outline: Outline = in_time(frame::read(stream, OUTLINE_MAX)).await?;
     let blob = blobs.begin(hash, size, outline)?;
     frame::write(stream, &From(blob.here() as u64)).await?;
+    let mut pace = Pace::default();
     for at in blob.here()..blob.count() {
-        let part = read_part(stream, blob.part_size(at)).await?;
+        let part = read_part(stream, blob.part_size(at), &mut pace).await?;
         blob.push(at, part)?;
         tokio::task::yield_now().await;
     }
@@ -72,20 +74,25 @@ pub(super) async fn send(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), blo
         let text = format!("it has {begin} parts of {}", blob.count());
         io::Error::new(io::ErrorKind::InvalidData, text)
     })?;
+    let mut pace = Pace::default();
     for at in begin..blob.count() {
         let part = in_time(async { Ok(blob.part(at).await) }).await?;
-        in_time(stream.write_all(&part)).await?;
+        for stretch in part.chunks(STRETCH) {
+            in_time(stream.write_all(stretch)).await?;
+            pace.step(stretch.len());
+        }
         tokio::task::yield_now().await;
     }
     in_time(stream.flush()).await
 }
 
-async fn read_part(from: &mut (impl AsyncRead + Unpin), size: usize) -> io::Result<Bytes> {
+async fn read_part(from: &mut (impl AsyncRead + Unpin), size: usize, pace: &mut Pace) -> io::Result<Bytes> {
     let mut part = BytesMut::with_capacity(size);
     let mut from = from.take(size as u64);
     while part.len() < size {
-        if in_time(from.read_buf(&mut part)).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        match in_time(from.read_buf(&mut part)).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read => pace.step(read),
         }
     }
     Ok(part.freeze())

@@ -6,6 +6,7 @@ use super::history::{Base, Start};
 use super::link::Link;
 use super::manager::Shared;
 use super::process::Ending;
+use crate::peer::{Pace, STRETCH};
 use crate::services::asker::Access;
 use bytes::Bytes;
 use dvm_core::state::{Limits, Mode, Placement, PluginSpec};
@@ -242,7 +243,12 @@ fn copy(library: &[u8], path: &Path) -> Result<Copy, Trouble> {
         // One that an earlier kernel left behind may be mapped: it is replaced, never written to.
         let _ = fs::remove_file(path);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(path)?;
-        file.write_all(library)
+        let mut pace = Pace::default();
+        for stretch in library.chunks(STRETCH) {
+            file.write_all(stretch)?;
+            pace.step(stretch.len());
+        }
+        Ok(())
     };
     match write() {
         Ok(()) => Ok(copy),
