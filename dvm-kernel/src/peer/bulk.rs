@@ -6,6 +6,7 @@
 
 use rustix::process::{getpriority_process, setpriority_process};
 use rustix::thread::set_current_timer_slack;
+use std::cell::Cell;
 use std::io;
 use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
@@ -26,8 +27,14 @@ const REST: Duration = Duration::from_micros(50);
 /// How much longer the system may let it sleep, nanoseconds; it would take as long again.
 const SLACK: NonZeroU64 = NonZeroU64::new(1_000).expect("it is not zero");
 
-/// Work in stretches. A thread that only gives way keeps the processor for its slice of some milliseconds once it has
-/// it, and threads of other sessions do not count as preferred at all: one that is away often is in nobody's way.
+thread_local! {
+    /// Whether this thread gives way.
+    static GIVES_WAY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Work in stretches, on a thread that gives way; on another, that serves clients too, without rest. A thread that only
+/// is preferred less keeps the processor for its slice of some milliseconds once it has
+/// it, and threads of other sessions are not preferred to it at all: one that is away often is in nobody's way.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     done: usize,
@@ -39,7 +46,9 @@ impl Pace {
         self.done += bytes;
         if self.done >= STRETCH {
             self.done = 0;
-            std::thread::sleep(REST);
+            if GIVES_WAY.get() {
+                std::thread::sleep(REST);
+            }
         }
     }
 }
@@ -93,6 +102,7 @@ impl Bulk {
 
 /// Has the system prefer other threads of this kernel to this one, for good, and end its rests in time.
 pub(crate) fn give_way() {
+    GIVES_WAY.set(true);
     // With more slack it is only slower.
     let _ = set_current_timer_slack(Some(SLACK));
     let lowered = getpriority_process(None).and_then(|now| setpriority_process(None, (now + NICE).min(19)));
