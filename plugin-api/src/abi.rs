@@ -111,6 +111,17 @@ pub(crate) fn collect(function: impl FnOnce(Out) -> u32) -> (u32, Vec<u8>) {
     (status, sink)
 }
 
+/// Hands an answer, or the text of an error, to whoever asked; the status.
+#[doc(hidden)]
+pub fn hand_out(answer: Result<Vec<u8>, String>, out: Out) -> u32 {
+    let (status, bytes) = match answer {
+        Ok(bytes) => (status::OK, bytes),
+        Err(text) => (status::ERROR, text.into_bytes()),
+    };
+    (out.write)(out.ctx, RSlice::from_slice(&bytes));
+    status
+}
+
 /// The services of a host that has none.
 pub(crate) extern "C" fn no_services(_: *const (), _: RSlice<'_, u8>, out: Out) -> u32 {
     (out.write)(out.ctx, RSlice::from_slice(NO_SERVICES.as_bytes()));

@@ -95,9 +95,11 @@ mod plugin;
 pub mod service;
 mod services;
 pub mod testing;
+mod worker;
 
 #[doc(hidden)]
 pub use attach::{ATTACH_VERSION, Said, Told};
 pub use attach::{Attached, attach};
 pub use plugin::{Error, Event, Host, Meta, Place, Plugin, Result, Role};
 pub use services::Program;
+pub use worker::{WORK_MAX, Work, Worker};

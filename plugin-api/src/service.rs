@@ -65,10 +65,19 @@
 //!
 //! Hosts of all kinds keep the same rules: the limits here, and [`refusal`].
 
+mod tail;
+
+#[doc(hidden)]
+pub use tail::Tail;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+/// Longest key, bytes.
+pub const KEY_MAX: usize = 1_024;
+/// Keys that begin so are the DVM's own.
+pub const KEYS_RESERVED: &str = "dvm/";
 /// Longest body of a message, bytes of JSON.
 pub const MESSAGE_MAX: usize = 64 << 10;
 /// Events of their own that wait for one instance.
@@ -227,6 +236,24 @@ pub struct UndoneCommand {
     pub command: Value,
 }
 
+impl Undone {
+    /// From the commands that there are, in history order, each with its size in bytes and a way to its JSON: as many as
+    /// fit into one answer.
+    #[doc(hidden)]
+    pub fn of<F: FnOnce() -> Value>(commands: impl IntoIterator<Item = (u64, usize, F)>) -> Self {
+        let (mut undone, mut bytes) = (Self::default(), 0);
+        for (index, size, command) in commands {
+            bytes += size;
+            if bytes > UNDONE_MAX && !undone.commands.is_empty() {
+                undone.more = true;
+                break;
+            }
+            undone.commands.push(UndoneCommand { index, command: command() });
+        }
+        undone
+    }
+}
+
 /// From where a question comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
@@ -259,6 +286,57 @@ pub fn refusal(moment: Moment, ask: &Ask, own: &str) -> Option<String> {
         (Moment::Start, ask) if !ask.is_private() => Some(NOT_YET.into()),
         _ => None,
     }
+}
+
+/// Why a key cannot be read, or where `to_write`, cannot be set or deleted; `None`: it can.
+#[doc(hidden)]
+#[must_use]
+pub fn key_refusal(key: &str, to_write: bool) -> Option<String> {
+    match key {
+        _ if key.is_empty() || key.len() > KEY_MAX => {
+            Some(format!("a key has 1 to {KEY_MAX} bytes, not {}", key.len()))
+        }
+        _ if to_write && key.starts_with(KEYS_RESERVED) => Some(format!(
+            "`{key}` cannot be changed: keys that begin with `{KEYS_RESERVED}` are the DVM's own"
+        )),
+        _ => None,
+    }
+}
+
+/// Why a message is not taken; `None`: it is.
+#[doc(hidden)]
+#[must_use]
+pub fn message_refusal(body: &Value) -> Option<String> {
+    let size = body.to_string().len();
+    (size > MESSAGE_MAX).then(|| format!("a message has at most {MESSAGE_MAX} bytes of JSON, not {size}"))
+}
+
+/// What is said, behind a member's name, where no instance of a plug-in can take a message.
+#[doc(hidden)]
+#[must_use]
+pub fn absent(plugin: &str) -> String {
+    format!("has no instance of `{plugin}` that runs")
+}
+
+/// What is said, behind a member's name, where an instance of a plug-in has too much to take.
+#[doc(hidden)]
+#[must_use]
+pub fn full(plugin: &str) -> String {
+    format!("has an instance of `{plugin}` for which {WAITING_MAX} events wait; send it later")
+}
+
+/// What is said where effects are spoken of by an instance that is not the primary.
+#[doc(hidden)]
+#[must_use]
+pub fn no_primary(plugin: &str) -> String {
+    format!("this instance of `{plugin}` is not told to be the primary, whose effects alone count")
+}
+
+/// The key that tells how far a plug-in's effects are done.
+#[doc(hidden)]
+#[must_use]
+pub fn effects_key(plugin: &str) -> String {
+    format!("{KEYS_RESERVED}effects/{plugin}")
 }
 
 /// What an instance is told that acts before it is one of its member's.
@@ -296,6 +374,23 @@ mod tests {
         assert_eq!(undone, Ask::Undone);
         let unknown = serde_json::from_value::<Ask>(json!({"levitate": {}})).expect_err("unknown");
         assert!(unknown.to_string().contains("levitate"), "{unknown}");
+    }
+
+    #[test]
+    fn undone_commands_are_told_as_many_as_fit_and_at_least_one() {
+        let commands = |sizes: &[usize]| {
+            let all = (1..).zip(sizes.to_vec()).map(|(index, size)| (index, size, move || json!(index)));
+            let undone = Undone::of(all);
+            (undone.commands.iter().map(|one| one.index).collect::<Vec<_>>(), undone.more)
+        };
+        assert_eq!(commands(&[]), (vec![], false));
+        assert_eq!(commands(&[UNDONE_MAX / 2, UNDONE_MAX / 2]), (vec![1, 2], false), "just as many");
+        assert_eq!(commands(&[UNDONE_MAX / 2, UNDONE_MAX / 2, 1]), (vec![1, 2], true), "one byte more");
+        assert_eq!(
+            commands(&[UNDONE_MAX + 1, 1]),
+            (vec![1], true),
+            "one that alone is too large is told all the same"
+        );
     }
 
     #[test]

@@ -223,7 +223,7 @@ impl Host {
     }
 
     /// The one way of all services.
-    fn ask<R: DeserializeOwned>(&self, ask: &Ask) -> Result<R> {
+    pub(crate) fn ask<R: DeserializeOwned>(&self, ask: &Ask) -> Result<R> {
         let calls = self.calls.as_ref().ok_or_else(|| Error::new(crate::abi::NO_SERVICES))?;
         let Some(function) = calls.ask() else {
             return Err(Error::new("this kernel is older than host services; update it"));

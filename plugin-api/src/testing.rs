@@ -29,36 +29,54 @@
 //! as in a kernel. What a DVM promises is looked at after each callback:
 //! - every instance that was told the history up to an index has the same state, and gave the same replies;
 //! - a state that was handed over, with the history since, is the state that the whole history makes;
-//! - one instance at a time gets a token, and tokens rise.
+//! - one instance at a time gets a token, and tokens rise;
+//! - what comes to one instance alone changes nothing of the state.
+//!
+//! Instances have all [services](crate::service) of a host: they call plug-ins that the test gives
+//! ([`Testbed::plugin`], [`Testbed::stub`]), send, broadcast, keep and watch keys, set timers on a clock that stands still
+//! but for [`Dvm::advance`], and start processes that follow a script of the test ([`Testbed::processes`]).
 //!
 //! Whatever depends on a clock, on chance, on the order of a hash map or on the member breaks the first of these, and the
 //! [`Failure`] names the command at which instances parted. Chance is drawn from the seed alone: the same steps under
-//! the same seed do the same again.
+//! the same seed do the same again. A [`Worker`](crate::Worker) has its turns in that order, too; a thread that a plug-in
+//! starts by itself does not, and what it asks is taken when it comes.
 //!
 //! What is simpler than in a DVM: an instance that fails is started again at once and however often; there are no
-//! deadlines, limits and cuts; a member is lost for good when it crashes. An instance that is paused is behind, and no
+//! deadlines, limits of memory and processor time, and cuts; messages take no time; a plug-in has no answer from itself; a
+//! member is lost for good when it crashes. An instance that is paused is behind, and no
 //! view leaves it out.
 
+mod asks;
 mod chance;
+mod desk;
 mod dvm;
 mod failure;
 mod history;
 mod instance;
 mod placing;
+mod process;
 mod run;
+mod seat;
+mod stage;
+mod world;
 
 pub use chance::Chance;
 pub use dvm::Dvm;
 pub use failure::{Breach, Broken, Failure};
+pub use process::{Script, Started};
 pub use run::{Commands, Report};
 #[doc(no_inline)]
 pub use serde_json::{Value, json};
+pub(crate) use stage::Stage;
 
 use crate::Plugin;
 use crate::host::Module;
 #[cfg(feature = "host")]
 use crate::manifest::Manifest;
 use instance::Format;
+use process::Scripts;
+use std::sync::Arc;
+use world::Stub;
 
 /// Most members a DVM in memory has.
 pub const MEMBERS_MAX: usize = 64;
@@ -100,6 +118,9 @@ pub struct Testbed {
     config: Value,
     stateless: bool,
     may_panic: bool,
+    others: Vec<Testbed>,
+    stubs: Vec<(String, Stub)>,
+    scripts: Scripts,
 }
 
 impl Testbed {
@@ -125,7 +146,22 @@ impl Testbed {
     fn new(name: String, module: Module, format: Format, seed: u64) -> Self {
         let (mode, config) = (Mode::Parallel, json!({}));
         let (members, instances, stateless, may_panic) = (3, 2, false, false);
-        Self { name, module, format, seed, members, mode, instances, config, stateless, may_panic }
+        let (others, stubs, scripts) = (Vec::new(), Vec::new(), None);
+        Self {
+            name,
+            module,
+            format,
+            seed,
+            members,
+            mode,
+            instances,
+            config,
+            stateless,
+            may_panic,
+            others,
+            stubs,
+            scripts,
+        }
     }
 
     /// How many members there are at first.
@@ -162,6 +198,37 @@ impl Testbed {
     #[must_use]
     pub fn may_panic(self) -> Self {
         Self { may_panic: true, ..self }
+    }
+
+    /// Under which name it is loaded; that of its type unless said otherwise.
+    #[must_use]
+    pub fn name(self, name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..self }
+    }
+
+    /// Another plug-in on the same members, which instances may call by its name. It loses its members with this one; what
+    /// else becomes of it is for [`Dvm::plugin`].
+    #[must_use]
+    pub fn plugin(mut self, other: Self) -> Self {
+        self.others.push(other);
+        self
+    }
+
+    /// A stub in the place of another plug-in: it answers calls and queries, with a reply or an error of its own.
+    #[must_use]
+    pub fn stub(
+        mut self,
+        name: &str,
+        answer: impl Fn(&Value) -> Result<Value, String> + Send + Sync + 'static,
+    ) -> Self {
+        self.stubs.push((name.into(), Arc::new(answer)));
+        self
+    }
+
+    /// What processes do that instances spawn. Without it, each ends with the error that it cannot be run.
+    #[must_use]
+    pub fn processes(self, script: impl Fn(&Started) -> Script + Send + Sync + 'static) -> Self {
+        Self { scripts: Some(Arc::new(script)), ..self }
     }
 
     /// Validates the configuration at every member, and starts the instances.

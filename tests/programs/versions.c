@@ -1,11 +1,23 @@
 /* A sum in versions of which some fail on k1 when they are to take over; which one is said when it is compiled. */
+#define _POSIX_C_SOURCE 200809L
 #include <dvm_plugin.h>
+
+#include <stdio.h>
+#include <time.h>
 
 #ifndef VERSION
 #define VERSION "1.0.0"
 #endif
 #ifndef FAILS
 #define FAILS ""
+#endif
+/* How long `start` takes on k2, milliseconds. */
+#ifndef SLOW
+#define SLOW 0
+#endif
+/* A file in which each state is counted that is taken on k1. */
+#ifndef COUNTS
+#define COUNTS "/dev/null"
 #endif
 
 typedef struct sum {
@@ -27,6 +39,8 @@ static int start(const char *config, size_t size, const dvm_place_t *place, cons
     if (sum == NULL)
         return dvm_fail(out, "out of memory");
     sum->is_k1 = strcmp(place->member, "k1") == 0;
+    if (SLOW > 0 && strcmp(place->member, "k2") == 0)
+        nanosleep(&(struct timespec){.tv_sec = SLOW / 1000, .tv_nsec = SLOW % 1000 * 1000000L}, NULL);
     if (fails(sum, "start")) {
         free(sum);
         return dvm_fail(out, "it does not start on k1");
@@ -63,8 +77,24 @@ static int snapshot(void *instance, const dvm_out_t *out) {
     return tell(instance, out);
 }
 
+/* How many states were taken on k1, this one too. */
+static long taken(const sum_t *sum) {
+    FILE *counts = sum->is_k1 ? fopen(COUNTS, "a") : NULL;
+    long count = 0;
+    if (counts != NULL) {
+        fputc('x', counts);
+        count = ftell(counts);
+        fclose(counts);
+    }
+    return count;
+}
+
 static int restore(void *instance, const void *state, size_t size, const dvm_out_t *out) {
     sum_t *sum = instance;
+    long count = taken(sum);
+    /* The one after the first, and the one after that. */
+    if (fails(sum, "second") && (count == 2 || count == 3))
+        return dvm_fail(out, "it takes no second state");
     if (fails(sum, "restore") || dvm_get_int(state, size, "value", &sum->value) <= 0)
         return dvm_fail(out, "it does not take the state");
     return DVM_DONE;

@@ -61,24 +61,9 @@ impl Soak {
     #[must_use]
     pub fn start(members: usize, placement: &str) -> Self {
         let cluster = Cluster::up(members, &["--set", HISTORY]);
-        let path = built("libcounter.so");
-        let checked = cluster.ok(&["plugin", "check", path.to_str().expect("a path of letters")]);
-        let text = |key: &str| checked[key].as_str().expect("it is in the report").to_owned();
-        let size = checked["size"].as_u64().expect("it is in the report");
-        let load = Load {
-            placement: placement.into(),
-            ..Load::of(text("name"), text("version"), text("payload"), text("hash"), size)
-        };
         let members = cluster.members();
         let mut clients: Vec<_> = members.iter().map(|member| cluster.client(member)).collect();
-        let bytes = fs::read(path).expect("a library");
-        for client in &mut clients {
-            for (number, part) in bytes.chunks(PART).enumerate() {
-                let (hash, size, offset) = (load.hash.clone(), load.size, (number * PART) as u64);
-                let put = Request::PutBlob { hash, size, offset, data: part.to_vec() };
-                client.request(put, None, Some(STEP)).expect("a part is taken");
-            }
-        }
+        let load = Load { placement: placement.into(), ..give_counter(&cluster, &mut clients) };
         Self { cluster, members, clients, load, done: 0 }
     }
 
@@ -136,6 +121,27 @@ impl Soak {
         });
         now
     }
+}
+
+/// Gives the counter's library to these kernels, and to no other; the load of it.
+///
+/// # Panics
+/// When one does not take it.
+pub fn give_counter(cluster: &Cluster, clients: &mut [Client]) -> Load {
+    let path = built("libcounter.so");
+    let checked = cluster.ok(&["plugin", "check", path.to_str().expect("a path of letters")]);
+    let text = |key: &str| checked[key].as_str().expect("it is in the report").to_owned();
+    let size = checked["size"].as_u64().expect("it is in the report");
+    let load = Load::of(text("name"), text("version"), text("payload"), text("hash"), size);
+    let bytes = fs::read(path).expect("a library");
+    for client in clients {
+        for (number, part) in bytes.chunks(PART).enumerate() {
+            let (hash, offset) = (load.hash.clone(), (number * PART) as u64);
+            let put = Request::PutBlob { hash, size, offset, data: part.to_vec() };
+            client.request(put, None, Some(STEP)).expect("a part is taken");
+        }
+    }
+    load
 }
 
 fn transact(client: &mut Client, kind: TransactionKind) {

@@ -69,6 +69,9 @@ fn keys_have_versions_and_conditions() {
         list["entries"].as_array().expect("entries").iter().map(|entry| entry["key"].clone()).collect();
     assert_eq!(keys, ["a", "b"]);
     let _ = cluster.ok(&["state", "delete", "a"]);
+    // What was asked is so already; whoever must know that it was there says its version.
+    let _ = cluster.ok(&["state", "delete", "a"]);
+    let _ = cluster.json(&["state", "delete", "a", "--if-version", "3"]).error("rejected", 4);
     let _ = cluster.json(&["state", "get", "a", "--fresh"]).error("not-found", 6);
     cluster.verify();
 }

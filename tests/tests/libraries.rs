@@ -1,8 +1,13 @@
 //! Large libraries: they reach every member, one from the other, whoever is lost on the way; and who joins later has them.
 
+use dvm_plugin_api::client::Client;
+use dvm_plugin_api::local::{Answer, Load, Request, TransactionDoc, TransactionKind};
 use dvm_tests::cluster::{Cluster, built, wait_for};
+use dvm_tests::soak::give_counter;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A plug-in of so many bytes: the counter with something behind it that loading does not read.
 fn large(cluster: &Cluster, megabytes: usize) -> PathBuf {
@@ -68,4 +73,43 @@ fn a_library_goes_from_member_to_member_past_one_that_is_killed_and_to_one_that_
     let copies: Vec<_> =
         copies.filter(|file| file.path().extension().is_some_and(|end| end == "so")).collect();
     assert!(copies.is_empty(), "{copies:?}");
+}
+
+fn load(client: &mut Client, load: &Load) -> TransactionDoc {
+    let kind = TransactionKind::Load(Box::new(load.clone()));
+    let transact = Request::Transact { kind, require: None, dry_run: false };
+    match client.request(transact, None, Some(Duration::from_secs(60))) {
+        Ok(Answer::Transaction(ended)) => *ended,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The kernel that alone has a library has no descriptor left, or a few, when the others ask it for that: it refuses, goes
+/// on, and hands it on as soon as it can.
+#[test]
+fn a_kernel_out_of_descriptors_refuses_a_library_and_lives() {
+    let cluster = Cluster::up(3, &["--set", "exec_limit_ms=1500"]);
+    let mut clients = [cluster.client("k0")];
+    let wanted = give_counter(&cluster, &mut clients);
+    let [client] = &mut clients;
+    let kernel = cluster.pid("k0");
+    let most = |limit| prlimit(Pid::from_raw(kernel as i32), Resource::Nofile, limit).expect("it runs");
+    let held = || fs::read_dir(format!("/proc/{kernel}/fd")).expect("it runs").count() as u64;
+    let begin = held();
+    let before = getrlimit(Resource::Nofile);
+    let mut refused = 0;
+    for more in [0, 3, 4, 5] {
+        let _ = most(Rlimit { current: Some(begin + more), ..before });
+        let ended = load(client, &wanted);
+        let _ = most(before);
+        assert_eq!((cluster.pid("k0"), cluster.members().len()), (kernel, 3), "{more}: {ended:?}");
+        refused += usize::from(ended.outcome == "rejected");
+        if ended.outcome == "committed" {
+            let _ = cluster.ok(&["plugin", "unload", "counter"]);
+        }
+    }
+    assert!(refused >= 2, "{refused}");
+    assert_eq!(load(client, &wanted).outcome, "committed");
+    runs_at_all(&cluster, 3);
+    cluster.verify();
 }

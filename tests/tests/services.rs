@@ -1,10 +1,12 @@
 //! Services of the host, in real kernels: each asked for by the plug-in in `tests/services`, and by one in C.
 
+use dvm_plugin_api::local::Request;
 use dvm_tests::book::root;
 use dvm_tests::cluster::{Cluster, has, lives, wait_for};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 fn load(cluster: &Cluster, options: &[&str]) {
     let _ = cluster.ok(&[&["plugin", "load", "services"], options].concat());
@@ -339,6 +341,28 @@ fn a_new_primary_follows_what_runs_and_does_what_nobody_has_marked() {
     assert_eq!(event(&cluster, &second, "process-exit", "job")["fields"]["exit_code"], 7);
     assert_eq!(output(&cluster, &second, "job", "stdout"), "begun\n");
     assert_eq!(fs::read_to_string(&runs).expect("it ran").lines().count(), 1, "it ran once");
+}
+
+/// More commands than the history keeps: the new primary is told those that there are, and that there were others.
+#[test]
+fn a_new_primary_is_told_that_older_commands_are_no_longer_kept() {
+    const KEPT: usize = 256;
+    let cluster = Cluster::up(2, &["--set", &format!("history_entries={KEPT}")]);
+    load(&cluster, &["--mode", "hot", "--instances", "2"]);
+    let first = primary(&cluster, "");
+    let mut client = cluster.client(&first);
+    for number in 0..KEPT + 50 {
+        let (plugin, command) = ("services".to_owned(), json!({"note": number}));
+        let call = Request::Call { plugin, command, query: false, fresh: false };
+        client.request(call, None, Some(Duration::from_secs(10))).expect("it is answered");
+    }
+    cluster.kill(&first);
+    let second = primary(&cluster, &first);
+    let undone = line(&cluster, &second, "what is undone", |line| line.get("undone").is_some());
+    let told = undone["undone"].as_array().expect("commands");
+    assert!((1..=KEPT).contains(&told.len()), "{}", told.len());
+    assert_eq!((&undone["missed"], &undone["more"]), (&json!(true), &json!(false)));
+    assert_eq!(told.last(), Some(&json!({"note": KEPT + 49})));
 }
 
 /// Every helper of the header, from a plug-in in C: it puts each answer into a key.

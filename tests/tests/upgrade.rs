@@ -1,16 +1,36 @@
-//! Upgrades that are refused: what one member cannot go on with replaces nothing anywhere.
+//! Upgrades: what one member cannot go on with replaces nothing anywhere, and what was tried is what goes on.
 
 use dvm_tests::book::root;
 use dvm_tests::cluster::{Cluster, has, wait_for};
 use serde_json::{Value, json};
+use std::fs;
 use std::path::PathBuf;
 
 /// The sum in a version of its own.
 fn version(cluster: &Cluster, version: &str, fails: &str) -> PathBuf {
-    let options = [format!("-DVERSION=\"{version}\""), format!("-DFAILS=\"{fails}\"")];
+    version_with(cluster, version, fails, 0)
+}
+
+/// One whose `start` takes so many milliseconds on k2, and that counts the states that it takes on k1.
+fn version_with(cluster: &Cluster, version: &str, fails: &str, slow_ms: u32) -> PathBuf {
+    let counts = cluster.home().join("counts");
+    let options = [
+        format!("-DVERSION=\"{version}\""),
+        format!("-DFAILS=\"{fails}\""),
+        format!("-DSLOW={slow_ms}"),
+        format!("-DCOUNTS=\"{}\"", counts.display()),
+    ];
     let name = format!("versions-{version}");
     let source = root().join("tests/programs/versions.c");
     cluster.plugin(&source, &name, &options.each_ref().map(String::as_str))
+}
+
+/// How many states were taken on k1 since this was asked last.
+fn taken(cluster: &Cluster) -> usize {
+    let counts = cluster.home().join("counts");
+    let count = fs::read(&counts).map_or(0, |counts| counts.len());
+    let _ = fs::remove_file(&counts);
+    count
 }
 
 fn show(cluster: &Cluster) -> Value {
@@ -92,4 +112,69 @@ fn what_fails_on_one_member_leaves_the_present_version_running_everywhere() {
     assert!(events.iter().all(|event| event["kind"] != "instance-failed"), "{events:?}");
     let left = || cluster.processes().iter().all(|process| !process.is_plugin_host()).then_some(());
     wait_for("nothing is left of what was tried", left);
+}
+
+/// While nothing changes the state, the child that has taken it before the vote is the one that goes on: nothing is done
+/// after the vote that could fail.
+#[test]
+fn the_child_that_was_tried_goes_on_if_nothing_has_happened_since() {
+    if !has(&["cc"], "a plug-in in versions") {
+        return;
+    }
+    let cluster = Cluster::up(3, &[]);
+    let present = version(&cluster, "1.0.0", "");
+    for (mode, placement) in [("parallel", "process"), ("hot", "kernel"), ("parallel", "kernel")] {
+        let how =
+            ["plugin", "load", present.to_str().expect("text"), "--mode", mode, "--placement", placement];
+        let instances: &[&str] = if mode == "hot" { &["--instances", "3"] } else { &[] };
+        let _ = cluster.ok(&[&how[..], instances].concat());
+        assert_eq!(add(&cluster, 5)["value"], 5);
+        let _ = taken(&cluster);
+        // A second one would be refused.
+        let newer = version(&cluster, "2.0.0", "second");
+        let _ = cluster.ok(&["plugin", "upgrade", "versions", newer.to_str().expect("text")]);
+        assert_eq!(add(&cluster, 1), json!({"value": 6, "version": "2.0.0"}), "{mode}");
+        let _ = pids(&cluster, 3);
+        assert_eq!((taken(&cluster), &show(&cluster)["failures"]), (1, &json!(0)), "{mode}, {placement}");
+        let _ = cluster.ok(&["plugin", "unload", "versions"]);
+    }
+    cluster.verify();
+}
+
+/// Commands between try and commit change the state. A member that does not take the one at the commit fails there, is
+/// started again from another member's, and everybody hears of it; nothing is lost.
+#[test]
+fn a_member_that_does_not_take_the_state_of_the_commit_is_started_again_from_anothers() {
+    if !has(&["cc"], "a plug-in in versions") {
+        return;
+    }
+    let cluster = Cluster::up(3, &[]);
+    let present = version(&cluster, "1.0.0", "");
+    let _ = cluster.ok(&["plugin", "load", present.to_str().expect("text")]);
+    assert_eq!(add(&cluster, 5)["value"], 5);
+    let _ = taken(&cluster);
+    let newer = version_with(&cluster, "2.0.0", "second", 1_500);
+    let newer = newer.to_str().expect("text");
+    let sum = std::thread::scope(|scope| {
+        let upgraded = scope.spawn(|| cluster.ok(&["plugin", "upgrade", "versions", newer]));
+        let mut sum = 5;
+        while !upgraded.is_finished() {
+            sum += 1;
+            assert_eq!(add(&cluster, 1)["value"], sum);
+        }
+        let _ = upgraded.join().expect("it is committed");
+        sum
+    });
+    let _ = pids(&cluster, 3);
+    assert_eq!(add(&cluster, 1), json!({"value": sum + 1, "version": "2.0.0"}));
+    let events = cluster.equal_events(&cluster.members(), "all");
+    let of = |kind: &str| events.iter().filter(|event| event["kind"] == kind).collect::<Vec<_>>();
+    let (failed, again) = (of("instance-failed"), of("instance-restarted"));
+    assert_eq!((failed.len(), again.len()), (1, 1), "{events:?}");
+    assert_eq!((&failed[0]["member"], &again[0]["member"]), (&json!("k1"), &json!("k1")));
+    let detail = failed[0]["detail"].as_str().expect("text");
+    assert!(detail.contains("it takes no second state"), "{detail}");
+    let state = cluster.ok(&["--member", "k1", "call", "versions", "{}", "--query"]);
+    assert_eq!(state["reply"], json!({"value": sum + 1, "version": "2.0.0"}), "k1 has all of it");
+    cluster.verify();
 }

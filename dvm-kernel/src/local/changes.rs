@@ -10,6 +10,7 @@ use dvm_core::state::{Applied, Change, KeyCondition, KeyOperation, KeyTransactio
 use dvm_core::view::Label;
 use dvm_core::{Answer as CoreAnswer, Merge, Receipt as CoreReceipt, Refusal};
 use dvm_plugin_api::local::{Answer, Condition, Failure, FailureCode, Operation, Receipt};
+use dvm_plugin_api::service::key_refusal;
 use rustix::process::{Pid, Signal, kill_process};
 use std::rc::Rc;
 use std::time::Duration;
@@ -20,12 +21,6 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// Longest such pause.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
-
-/// Longest key, bytes.
-const KEY_MAX: usize = 1_024;
-
-/// Keys that begin so are the DVM's own.
-const RESERVED: &str = "dvm/";
 
 /// How long a member may take to leave before it is ended by force, where that was asked for.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -291,25 +286,15 @@ fn find(state: &State, wanted: &str) -> Option<MemberId> {
 }
 
 fn check_key(key: &str) -> Result<(), Failure> {
-    if key.is_empty() || key.len() > KEY_MAX {
-        return Err(Failure::new(
-            FailureCode::Usage,
-            format!("a key has 1 to {KEY_MAX} bytes, not {}", key.len()),
-        ));
-    }
-    Ok(())
+    key_refusal(key, false).map_or(Ok(()), |why| Err(Failure::new(FailureCode::Usage, why)))
 }
 
 fn check_writable(key: &str) -> Result<(), Failure> {
     check_key(key)?;
-    if key.starts_with(RESERVED) {
-        return Err(Failure::new(
-            FailureCode::Denied,
-            format!("`{key}` cannot be changed: keys that begin with `{RESERVED}` are the DVM's own"),
-        )
-        .hint("give it another name, like app/x"));
+    match key_refusal(key, true) {
+        Some(why) => Err(Failure::new(FailureCode::Denied, why).hint("give it another name, like app/x")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn condition((key, condition): (String, Condition)) -> Result<(String, KeyCondition), Failure> {

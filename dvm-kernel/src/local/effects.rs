@@ -9,12 +9,13 @@ use super::Server;
 use super::requests::Ask;
 use crate::plugins::to_json;
 use crate::services::desk::Desk;
+use bytes::Bytes;
 use dvm_core::ids::{HistoryIndex, Name};
 use dvm_core::state::{
     Applied, Change, Content, KeyCondition, KeyOperation, KeyTransaction, Payload, State, Submission,
 };
 use dvm_plugin_api::local::{Failure, FailureCode};
-use dvm_plugin_api::service::{UNDONE_MAX, Undone, UndoneCommand};
+use dvm_plugin_api::service::{self, Undone};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -88,7 +89,7 @@ impl Server {
     }
 
     async fn write_mark(&self, plugin: &Name, index: u64) -> Result<(), Failure> {
-        let key = key_of(plugin);
+        let key = service::effects_key(plugin);
         let (name, wanted) = (plugin.clone(), key.clone());
         let found = self.in_state(move |state| {
             let loaded = state.plugins.get(&name)?.since.0;
@@ -134,53 +135,38 @@ impl Server {
     fn undone(&self, plugin: &Name, wanted: &Wanted, through: u64) -> Undone {
         let mirror = self.mirror.borrow();
         let first = mirror.entries().next().map_or(mirror.index(), |entry| HistoryIndex(entry.first.0 - 1));
-        let mut undone =
-            Undone { missed: first.0 > wanted.after && through > wanted.after, ..Undone::default() };
         // A repeat of a session's command took effect where it came first.
         let mut sessions: BTreeMap<String, u64> = BTreeMap::new();
-        let mut bytes = 0;
-        for entry in mirror.entries().take_while(|entry| entry.index.0 <= through) {
-            let Content::Change { body, .. } = &entry.content else { continue };
-            let Ok(Submission { stamp, change, .. }) = postcard::from_bytes::<Submission>(body) else {
-                continue;
-            };
+        let delivered = mirror.entries().take_while(|entry| entry.index.0 <= through);
+        let commands = delivered.filter_map(|entry| {
+            let Content::Change { body, .. } = &entry.content else { return None };
+            let Submission { stamp, change, .. } = postcard::from_bytes::<Submission>(body).ok()?;
             if let Some(stamp) = stamp {
                 let last = sessions.entry(stamp.session).or_default();
                 if stamp.seq <= *last {
-                    continue;
+                    return None;
                 }
                 *last = stamp.seq;
             }
-            let Change::Command { plugin: of, payload } = change else { continue };
-            if of != *plugin || entry.first.0 <= wanted.after {
-                continue;
-            }
-            bytes += payload.len();
-            if bytes > UNDONE_MAX {
-                undone.more = true;
-                break;
-            }
-            let command = to_json(wanted.payload, &payload).unwrap_or(Value::Null);
-            undone.commands.push(UndoneCommand { index: entry.first.0, command });
-        }
-        undone
+            let Change::Command { plugin: of, payload } = change else { return None };
+            let wanted_now = of == *plugin && entry.first.0 > wanted.after;
+            let json = move |payload: Bytes| to_json(wanted.payload, &payload).unwrap_or(Value::Null);
+            wanted_now.then(|| (entry.first.0, payload.len(), move || json(payload)))
+        });
+        let missed = first.0 > wanted.after && through > wanted.after;
+        Undone { missed, ..Undone::of(commands) }
     }
 }
 
 /// The mark of a plug-in as it is loaded now.
 fn mark(state: &State, plugin: &str) -> Option<Mark> {
-    let record = state.keys.get(&key_of(plugin))?;
+    let record = state.keys.get(&service::effects_key(plugin))?;
     let mark: Mark = serde_json::from_slice(&record.value).ok()?;
     let loaded = state.plugins.get(plugin)?.since.0;
     Some(mark).filter(|mark| mark.loaded == loaded)
 }
 
-fn key_of(plugin: &str) -> String {
-    format!("dvm/effects/{plugin}")
-}
-
 fn no_primary(plugin: &str) -> Failure {
-    let text =
-        format!("this instance of `{plugin}` is not told to be the primary, whose effects alone count");
-    Failure::new(FailureCode::Rejected, text).hint("load it with --mode hot, warm or single")
+    Failure::new(FailureCode::Rejected, service::no_primary(plugin))
+        .hint("load it with --mode hot, warm or single")
 }

@@ -13,9 +13,7 @@ use crate::services::processes::{News, Progress, STREAMS};
 use dvm_core::ids::{MemberId, Name};
 use dvm_core::state::{Applied, Change};
 use dvm_plugin_api::local::{Answer, Condition, Failure, FailureCode, Operation};
-use dvm_plugin_api::service::{
-    self, FOLLOWED_MAX, MESSAGE_MAX, NOT_YET, TICK_MIN_MS, TIMERS_MAX, WATCHES_MAX,
-};
+use dvm_plugin_api::service::{self, FOLLOWED_MAX, NOT_YET, TICK_MIN_MS, TIMERS_MAX, WATCHES_MAX};
 use serde_json::{Value, json};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -109,12 +107,9 @@ impl Server {
     }
 
     async fn send(&self, desk: &Desk, member: &str, body: Value) -> Result<(), Failure> {
-        let size = body.to_string().len();
-        if size > MESSAGE_MAX {
-            let text = format!("a message has at most {MESSAGE_MAX} bytes of JSON, not {size}");
-            return Err(
-                Failure::new(FailureCode::Usage, text).hint("put it into a key, and send the key's name")
-            );
+        if let Some(why) = service::message_refusal(&body) {
+            let hint = "put it into a key, and send the key's name";
+            return Err(Failure::new(FailureCode::Usage, why).hint(hint));
         }
         let id = self.find_member(member).await?;
         let me = self.identity.borrow().clone();

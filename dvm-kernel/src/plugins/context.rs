@@ -2,7 +2,7 @@
 
 use crate::services::asker::{Access, Asker};
 use dvm_core::ids::Name;
-use dvm_plugin_api::abi::{HostCalls, HostCallsRef, Out, Slice, status};
+use dvm_plugin_api::abi::{HostCalls, HostCallsRef, Out, Slice, hand_out};
 use dvm_plugin_api::host::Acting;
 use std::io::Write;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -118,12 +118,7 @@ extern "C" fn token(ctx: *const ()) -> u64 {
 }
 
 extern "C" fn ask(ctx: *const (), request: Slice<'_>, out: Out) -> u32 {
-    let (status, bytes) = match behind(ctx).ask(request.as_slice()) {
-        Ok(answer) => (status::OK, answer),
-        Err(text) => (status::ERROR, text.into_bytes()),
-    };
-    (out.write)(out.ctx, Slice::from_slice(&bytes));
-    status
+    hand_out(behind(ctx).ask(request.as_slice()), out)
 }
 
 #[cfg(test)]

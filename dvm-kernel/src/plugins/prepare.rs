@@ -46,17 +46,21 @@ pub(super) struct Upgrade {
     pub(super) runs: bool,
 }
 
-/// A child of the new version, begun before an upgrade is decided. It waits for the state as it is then.
+/// Children of the new version, from before an upgrade is decided.
 #[derive(Debug)]
 pub(super) struct Successor {
+    /// Was begun, and waits for the state as it is then.
     link: Link,
-    /// What it was begun with.
+    /// Has taken this state, told it again, and has a role. It goes on as it is if nothing has changed the state: then
+    /// nothing is done that could still fail.
+    tried: Option<(Bytes, Link)>,
+    /// What they were begun with.
     config: Bytes,
     place: Bytes,
 }
 
 impl Successor {
-    /// Gives it state and role; none if it was begun with another configuration, or cannot go on.
+    /// The one that goes on, with state and role; none if they were begun with another configuration, or cannot go on.
     pub(super) async fn take_over(
         self,
         spec: &PluginSpec,
@@ -65,13 +69,27 @@ impl Successor {
         until: Until,
         deadline: Instant,
     ) -> Option<Link> {
-        let Self { mut link, config, place: begun_at } = self;
+        let Self { mut link, tried, config, place: begun_at } = self;
         if config != base.config {
             return None;
         }
+        let moved = (begun_at != *place).then(|| ToChild::Place(place.clone()));
+        if let Some((state, mut tried)) = tried
+            && until == Until::Restored
+            && base.state == Start::From(state)
+        {
+            // It may have ended meanwhile; this changes nothing, and is answered by whoever lives.
+            let lives = ToChild::Lease { until_us: 0 };
+            match ask(&mut tried, "restore", moved.as_ref().unwrap_or(&lives), deadline).await {
+                Ok(()) => return Some(tried),
+                Err(trouble) => {
+                    tracing::warn!(plugin = spec.name, reason = trouble.reason, "a tried instance has ended");
+                }
+            }
+        }
         let given = async {
-            if begun_at != *place {
-                ask(&mut link, "start", &ToChild::Place(place.clone()), deadline).await?;
+            if let Some(moved) = moved {
+                ask(&mut link, "start", &moved, deadline).await?;
             }
             hand_over(&mut link, spec, base, until, deadline).await
         };
@@ -89,7 +107,7 @@ impl Successor {
 impl Upgrade {
     /// Tries it: it must start with the present configuration, take over the state that the instance here has now, and
     /// tell it again. What fails of that fails here, where it is one member's word, and the present version runs
-    /// on everywhere. What is left is a child that is begun, to go on with once the upgrade is decided.
+    /// on everywhere. What is left is this child and one that is begun, to go on with once the upgrade is decided.
     pub(super) async fn try_out<P: Peers>(
         self,
         shared: &Shared<P>,
@@ -110,16 +128,17 @@ impl Upgrade {
         let base = fresh(&spec)?;
         let until = if runs { Until::Started } else { Until::Valid };
         let handed = async {
-            let Some(state) = state else { return Ok(()) };
+            let Some(state) = state else { return Ok(None) };
             let state = timeout_at(deadline, state).await.map_err(|_| Trouble::late("restore"))?;
             // An instance that does not run may have none to take over.
-            let Some(state) = state.ok().flatten() else { return Ok(()) };
-            let base = Base { state: Start::From(state), ..base.clone() };
+            let Some(state) = state.ok().flatten() else { return Ok(None) };
+            let base = Base { state: Start::From(state.clone()), ..base.clone() };
             let mut tried = launch(shared, &spec, &base, place, Until::Restored, deadline).await?;
-            ask(&mut tried, "restore", &ToChild::Snapshot, deadline).await
+            ask(&mut tried, "restore", &ToChild::Snapshot, deadline).await?;
+            Ok(Some((state, tried)))
         };
-        let (link, ()) = tokio::try_join!(begin(shared, &spec, &base, place, until, deadline), handed)?;
-        let successor = Successor { link, config: base.config, place: place.clone() };
+        let (link, tried) = tokio::try_join!(begin(shared, &spec, &base, place, until, deadline), handed)?;
+        let successor = Successor { link, tried, config: base.config, place: place.clone() };
         Ok(runs.then_some(successor))
     }
 }

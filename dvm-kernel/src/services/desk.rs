@@ -7,7 +7,7 @@ use crate::security::draw_id;
 use bytes::Bytes;
 use dvm_core::ids::Name;
 use dvm_plugin_api::Event;
-use dvm_plugin_api::service::{FOLLOWED_MAX, TIMERS_MAX, WAITING_MAX, WATCHES_MAX};
+use dvm_plugin_api::service::{self, FOLLOWED_MAX, TIMERS_MAX, WAITING_MAX, WATCHES_MAX};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -93,10 +93,8 @@ impl Desks {
     /// Why it is not taken, to be read behind the member's name.
     pub(crate) fn message(&self, plugin: &str, message: Bytes) -> Result<(), String> {
         let serving = self.all().values().find(|desk| desk.plugin == plugin && desk.is_serving()).cloned();
-        let Some(desk) = serving else { return Err(format!("has no instance of `{plugin}` that runs")) };
-        let full =
-            |_| format!("has an instance of `{plugin}` for which {WAITING_MAX} events wait; send it later");
-        desk.waiting.try_send(message).map_err(full)
+        let Some(desk) = serving else { return Err(service::absent(plugin)) };
+        desk.waiting.try_send(message).map_err(|_| service::full(plugin))
     }
 
     /// A key has changed.

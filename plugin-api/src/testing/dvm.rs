@@ -4,12 +4,15 @@ use super::Testbed;
 use super::chance::Chance;
 use super::failure::{Breach, Broken, Failure};
 use super::history::{Item, Record, Reply, State, What, reply_text};
-use super::instance::{Outside, Running, encode, place};
+use super::instance::{Running, encode, place};
+use super::seat::{Outside, Settings};
+use super::world::{Ordered, Other, Told, World};
 use crate::host::CallError;
 use crate::{Event, Meta};
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Steps that a failure shows.
 const STEPS_SHOWN: usize = 12;
@@ -17,6 +20,9 @@ const STEPS_SHOWN: usize = 12;
 const LINES_SHOWN: usize = 6;
 /// Panics in one step, beyond which it is told as if it were without end.
 const PANICS_MAX: u64 = 100;
+/// Things that come to one instance alone, and turns of workers, in one step; the rest waits for the next one. A plug-in
+/// that answers each message with another one goes on without end.
+const ALONE_MAX: usize = 10_000;
 /// What the clock of the first command says, milliseconds since 1970.
 const TIME_FIRST: u64 = 1_700_000_000_000;
 
@@ -41,6 +47,9 @@ pub struct Dvm {
     pub(super) config: Vec<u8>,
     pub(super) chance: Chance,
     pub(super) outside: Arc<Outside>,
+    pub(super) world: Arc<World>,
+    /// It is not another one's plug-in, for calls.
+    is_first: bool,
     pub(super) panics: u64,
     pub(super) steps: u64,
     time: u64,
@@ -64,10 +73,21 @@ pub(super) struct Base {
 
 impl Dvm {
     pub(super) fn start(bed: Testbed) -> Result<Self, Failure> {
+        let world = Arc::new(World::new(bed.scripts.clone()));
+        Self::start_in(bed, world, true)
+    }
+
+    fn start_in(mut bed: Testbed, world: Arc<World>, is_first: bool) -> Result<Self, Failure> {
         let config = bed.format.encode(&bed.config);
         let names: Vec<String> = (0..bed.members).map(|rank| format!("k{rank}")).collect();
-        for name in &names {
-            settled(Running::validate(bed.module, &config, &place(name, &names)))?;
+        world.set_members(names.clone());
+        for (name, stub) in std::mem::take(&mut bed.stubs) {
+            world.add_other(name, Other::Stub(stub));
+        }
+        for other in std::mem::take(&mut bed.others) {
+            let name = other.name.clone();
+            let dvm = Self::start_in(other.members(bed.members), world.clone(), false)?;
+            world.add_other(name, Other::Plugin(Box::new(dvm)));
         }
         let members = names.into_iter().map(|name| Member { name, paused: false, instance: None });
         let mut dvm = Self {
@@ -81,6 +101,8 @@ impl Dvm {
             config,
             chance: Chance::new(bed.seed),
             outside: Arc::default(),
+            world,
+            is_first,
             panics: 0,
             steps: 0,
             time: TIME_FIRST,
@@ -88,8 +110,27 @@ impl Dvm {
             panic: None,
             bed,
         };
+        dvm.validate(&dvm.config, &dvm.names())?;
         dvm.settle()?;
         Ok(dvm)
+    }
+
+    /// Asks the plug-in on each member whether a configuration would do.
+    fn validate(&self, config: &[u8], names: &[String]) -> Result<(), Failure> {
+        names.iter().try_for_each(|name| {
+            settled(Running::validate(
+                self.bed.module,
+                config,
+                &place(name, names),
+                self.settings(name, true),
+            ))
+        })
+    }
+
+    /// What an instance on a member asks with.
+    pub(super) fn settings(&self, member: &str, mute: bool) -> Settings {
+        let (plugin, member) = (self.bed.name.clone(), member.to_owned());
+        Settings { plugin, member, outside: self.outside.clone(), world: self.world.clone(), mute }
     }
 
     /// An ordered command; its reply.
@@ -99,16 +140,9 @@ impl Dvm {
     pub fn call(&mut self, command: impl Into<Value>) -> Result<Value, Failure> {
         let command = command.into();
         self.step(format!("call {command}"));
-        let (seed, advance) = (self.chance.number(), self.chance.number());
-        // The clock of who proposes: it goes on, and steps back at times.
-        self.time =
-            self.time.wrapping_add(advance % 2_000).wrapping_sub(if advance % 16 == 0 { 5_000 } else { 0 });
-        let mut meta = Meta::at(self.next_index());
-        (meta.seed, meta.time, meta.fence) =
-            (seed, self.time, self.primary.as_ref().map_or(0, |(_, fence)| *fence));
-        meta.session = (advance % 2 == 1).then(|| format!("session-{}", advance % 5));
-        let (bytes, meta) = (self.bed.format.encode(&command), encode(&meta));
-        self.push(What::Command { command, bytes, meta });
+        let (before, index) = self.world.place(&self.bed.name);
+        before.into_iter().for_each(|ordered| self.command(ordered.index, ordered.command, false));
+        self.command(index, command, true);
         let position = self.items.len();
         self.settle()?;
         if self.bed.mode.has_primary() && !self.primary_hears() {
@@ -158,11 +192,8 @@ impl Dvm {
     pub fn configure(&mut self, config: impl Into<Value>) -> Result<(), Failure> {
         let config = config.into();
         self.step(format!("configure {config}"));
-        let names = self.names();
         let bytes = self.bed.format.encode(&config);
-        for name in &names {
-            settled(Running::validate(self.bed.module, &bytes, &place(name, &names)))?;
-        }
+        self.validate(&bytes, &self.names())?;
         self.bed.config = config;
         self.push(What::Configure(bytes));
         let position = self.items.len();
@@ -179,8 +210,70 @@ impl Dvm {
     /// If the plug-in breaks at it.
     pub fn event(&mut self, kind: &str, fields: Map<String, Value>) -> Result<(), Failure> {
         self.step(format!("event {kind}"));
-        self.happened(kind, Value::Object(fields));
+        self.happened(kind, |_| Value::Object(fields));
         self.settle()
+    }
+
+    /// Time goes on: timers tick, processes do what their scripts say, workers try again. Everything else takes no time.
+    ///
+    /// # Errors
+    /// If the plug-in breaks at it.
+    pub fn advance(&mut self, time: Duration) -> Result<(), Failure> {
+        self.step(format!("advance {} ms", time.as_millis()));
+        let until = self.world.now_ms().saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+        self.settle()?;
+        while let Some(next) = self.next_ms().filter(|next| *next <= until) {
+            self.world.set_now(next);
+            self.settle()?;
+        }
+        self.world.set_now(until);
+        Ok(())
+    }
+
+    /// How much time has gone by.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        Duration::from_millis(self.world.now_ms())
+    }
+
+    /// A key's value and version.
+    #[must_use]
+    pub fn key(&self, key: &str) -> Option<(Value, u64)> {
+        self.world.key(key)
+    }
+
+    /// All keys that begin so, with their values and versions.
+    #[must_use]
+    pub fn keys(&self, prefix: &str) -> Vec<(String, Value, u64)> {
+        self.world.keys(prefix)
+    }
+
+    /// Somebody sets a key, or deletes it; instances that watch it are told.
+    ///
+    /// # Errors
+    /// [`Failure::Misuse`] for a key that cannot be changed; or if the plug-in breaks at what follows.
+    pub fn set_key(&mut self, key: &str, value: Option<Value>) -> Result<(), Failure> {
+        if let Some(why) = crate::service::key_refusal(key, true) {
+            return Err(Failure::Misuse(why));
+        }
+        self.step(format!("set the key {key}"));
+        self.world.change_key(key, value, None);
+        self.settle()
+    }
+
+    /// Has another [plug-in](Testbed::plugin) of this DVM do something.
+    ///
+    /// # Errors
+    /// [`Failure::Misuse`] if there is none of that name.
+    pub fn plugin<T>(&mut self, name: &str, act: impl FnOnce(&mut Self) -> T) -> Result<T, Failure> {
+        let mut act = Some(act);
+        let done = self.world.with_other(name, |other| match other {
+            Other::Plugin(dvm) => act.take().map(|act| act(dvm)),
+            Other::Stub(_) => None,
+        });
+        let done = done.flatten().ok_or_else(|| Failure::Misuse(format!("there is no plug-in {name}")))?;
+        self.settle()?;
+        Ok(done)
     }
 
     /// Names of the members, by rank.
@@ -245,25 +338,55 @@ impl Dvm {
         self.last.push_back(format!("{}: {what}", self.steps));
     }
 
-    pub(super) fn next_index(&self) -> u64 {
-        self.items.len() as u64 + 1
+    pub(super) fn push(&mut self, what: What) -> u64 {
+        self.push_with(|_| what)
     }
 
-    pub(super) fn push(&mut self, what: What) {
-        let index = self.next_index();
+    fn push_with(&mut self, what: impl FnOnce(u64) -> What) -> u64 {
+        let (before, index) = self.world.place(&self.bed.name);
+        before.into_iter().for_each(|ordered| self.command(ordered.index, ordered.command, false));
+        self.add(index, what(index));
+        index
+    }
+
+    fn add(&mut self, index: u64, what: What) {
+        assert!(self.items.last().is_none_or(|last| last.index < index), "indices rise");
         self.items.push(Item { index, what, left_out: false });
         self.records.push(None);
     }
 
-    pub(super) fn happened(&mut self, kind: &str, fields: Value) -> u64 {
-        let index = self.next_index();
-        let fields = match fields {
-            Value::Object(fields) => fields,
-            _ => Map::new(),
-        };
-        let bytes = encode(&Event::new(index, kind, fields));
-        self.push(What::Event { kind: kind.into(), bytes });
-        index
+    /// A command at its place, by a client or by an instance.
+    fn command(&mut self, index: u64, command: Value, by_client: bool) {
+        let (seed, advance) = (self.chance.number(), self.chance.number());
+        // The clock of who proposes: it goes on, and steps back at times.
+        self.time =
+            self.time.wrapping_add(advance % 2_000).wrapping_sub(if advance % 16 == 0 { 5_000 } else { 0 });
+        let mut meta = Meta::at(index);
+        (meta.seed, meta.time, meta.fence) =
+            (seed, self.time, self.primary.as_ref().map_or(0, |(_, fence)| *fence));
+        meta.session = (by_client && advance % 2 == 1).then(|| format!("session-{}", advance % 5));
+        let (bytes, meta) = (self.bed.format.encode(&command), encode(&meta));
+        let plugin = self.bed.name.clone();
+        self.world.told(Told { plugin, index, size: bytes.len(), command: command.clone() });
+        self.add(index, What::Command { command, bytes, meta });
+    }
+
+    /// Commands that instances have given a place.
+    fn take_ordered(&mut self) {
+        for Ordered { index, command, .. } in self.world.take_ordered(&self.bed.name) {
+            self.command(index, command, false);
+        }
+    }
+
+    /// Something happens; the fields may have its index.
+    pub(super) fn happened(&mut self, kind: &str, fields: impl FnOnce(u64) -> Value) -> u64 {
+        self.push_with(|index| {
+            let fields = match fields(index) {
+                Value::Object(fields) => fields,
+                _ => Map::new(),
+            };
+            What::Event { kind: kind.into(), bytes: encode(&Event::new(index, kind, fields)) }
+        })
     }
 
     fn decoded(&self, reply: &[u8]) -> Result<Value, Failure> {
@@ -288,13 +411,18 @@ impl Dvm {
         }))
     }
 
-    /// Tells every instance that hears what it was not told, one item at a time, all of them in step.
+    /// Tells every instance that hears what it was not told, one item at a time, all of them in step; behind that, one
+    /// after another, what comes to one alone, and lets workers work.
     pub(super) fn settle(&mut self) -> Result<(), Failure> {
-        let panics = self.panics;
+        let (panics, mut alone) = (self.panics, 0);
         loop {
             if let Some(panic) = self.panic.take_if(|_| self.panics - panics > PANICS_MAX) {
                 return Err(panic);
             }
+            if let Some(broken) = self.world.take_broken() {
+                return Err(broken);
+            }
+            self.take_ordered();
             self.place_instances()?;
             let end = self.items.len();
             let due = |running: &Running| {
@@ -304,9 +432,86 @@ impl Dvm {
             let waiting = waiting.filter_map(|member| member.instance.as_ref());
             let waiting = waiting
                 .filter(|running| if running.applies { due(running) } else { !running.roles.is_empty() });
-            let Some(position) = waiting.map(|running| running.at).min() else { return Ok(()) };
-            self.tell(position)?;
+            if let Some(position) = waiting.map(|running| running.at).min() {
+                self.tell(position)?;
+                continue;
+            }
+            alone += 1;
+            if alone > ALONE_MAX || !(self.tell_alone()? || self.work() || self.settle_others()?) {
+                return Ok(());
+            }
         }
+    }
+
+    /// Tells one instance something that comes to it alone; whether there was something.
+    fn tell_alone(&mut self) -> Result<bool, Failure> {
+        self.world.tick();
+        let waited_for = |member: &Member| {
+            let seat = member.instance.as_ref().filter(|_| member.hears()).map(|running| running.seat.id);
+            seat.is_some_and(|seat| self.world.is_waited_for(seat))
+        };
+        let all: Vec<_> = (0..self.members.len()).filter(|at| waited_for(&self.members[*at])).collect();
+        let at = match all[..] {
+            [] => return Ok(false),
+            [at] => at,
+            _ => *self.chance.one_of(&all),
+        };
+        let running = self.members[at].instance.as_mut().expect("it is waited for");
+        let Some(event) = self.world.take_event(running.seat.id) else { return Ok(false) };
+        if let Err(error) = running.alone(&event) {
+            self.fell(
+                at,
+                error.to_string(),
+                self.members[at].instance.as_ref().map_or(0, |running| running.at),
+            );
+            return Ok(true);
+        }
+        let what = rmp_serde::from_slice::<Event>(&event).expect("it was encoded here");
+        self.look_again(at, Breach::Alone, &json!({"kind": what.kind, "fields": what.fields}))?;
+        Ok(true)
+    }
+
+    /// Gives workers a turn; whether one did something.
+    fn work(&self) -> bool {
+        let now_ms = self.world.now_ms();
+        let running = self.members.iter().filter(|member| !member.paused);
+        let running = running.filter_map(|member| member.instance.as_ref());
+        running.filter(|running| running.seat.work(now_ms)).count() > 0
+    }
+
+    /// Has other plug-ins do what they have to; whether that left something to do here.
+    fn settle_others(&mut self) -> Result<bool, Failure> {
+        if self.is_first {
+            self.others(Self::settle)?;
+        }
+        let mine = |member: &Member| member.hears().then(|| member.instance.as_ref().map(|one| one.seat.id));
+        let mut mine = self.members.iter().filter_map(mine).flatten();
+        let ordered = self.world.take_ordered(&self.bed.name);
+        let has_ordered = !ordered.is_empty();
+        let waited_for = mine.any(|seat| self.world.is_waited_for(seat));
+        drop(mine);
+        ordered.into_iter().for_each(|one| self.command(one.index, one.command, false));
+        Ok(has_ordered || waited_for)
+    }
+
+    /// Has each other plug-in do something.
+    pub(super) fn others(&self, act: impl Fn(&mut Self) -> Result<(), Failure>) -> Result<(), Failure> {
+        for name in self.world.others() {
+            let done = self.world.with_other(&name, |other| match other {
+                Other::Plugin(dvm) => act(dvm),
+                Other::Stub(_) => Ok(()),
+            });
+            done.unwrap_or(Ok(()))?;
+        }
+        Ok(())
+    }
+
+    /// When something happens next by itself.
+    pub(super) fn next_ms(&self) -> Option<u64> {
+        let now_ms = self.world.now_ms();
+        let running = self.members.iter().filter(|member| !member.paused);
+        let working = running.filter_map(|member| member.instance.as_ref()?.seat.works_next(now_ms));
+        working.chain(self.world.next_ms().filter(|next| *next > now_ms)).min()
     }
 
     /// Tells those that were told so much their roles, and the next item.
@@ -320,7 +525,8 @@ impl Dvm {
             if member.paused {
                 continue;
             }
-            let result = Self::next(running, self.items.get(position), position);
+            let through = position.checked_sub(1).map_or(0, |last| self.items[last].index);
+            let result = Self::next(running, self.items.get(position), (position, through));
             match result {
                 Ok(Some(reply)) => told.push((at, reply)),
                 Ok(None) => {}
@@ -342,12 +548,16 @@ impl Dvm {
         Ok(())
     }
 
-    /// The roles due, then an item. An error is a panic's text.
-    fn next(running: &mut Running, item: Option<&Item>, position: usize) -> Result<Option<Reply>, String> {
+    /// The roles due behind a position and index, then an item. An error is a panic's text.
+    fn next(
+        running: &mut Running,
+        item: Option<&Item>,
+        (position, through): (usize, u64),
+    ) -> Result<Option<Reply>, String> {
         let applies = running.applies;
         while running.roles.front().is_some_and(|(behind, _)| !applies || *behind <= position) {
             let (_, role) = running.roles.pop_front().expect("there is one");
-            running.role(role).map_err(|error| error.to_string())?;
+            running.role(role, through).map_err(|error| error.to_string())?;
         }
         let Some(item) = item.filter(|_| applies) else { return Ok(None) };
         if item.left_out {
@@ -434,14 +644,22 @@ impl Dvm {
     /// An instance is gone.
     pub(super) fn lose(&mut self, at: usize, cause: &str, detail: &str) {
         let Some(running) = self.members[at].instance.take() else { return };
-        // Its memory is gone with its process; here it is left alone, and may act no longer.
-        running.expire();
+        drop(running);
         let member = self.members[at].name.clone();
         let fields =
             json!({"plugin": self.bed.name, "member": member, "rank": at, "cause": cause, "detail": detail});
-        self.happened("instance-failed", fields);
+        self.happened("instance-failed", |_| fields);
         if self.primary() == Some(&member) {
             self.primary = None;
+        }
+    }
+}
+
+impl Drop for Dvm {
+    fn drop(&mut self) {
+        // They have what all share, which has them.
+        if self.is_first {
+            self.world.forget_others();
         }
     }
 }

@@ -54,6 +54,8 @@ pub enum Breach {
     Refused,
     /// A query changed the state.
     Queried,
+    /// An event that came to one instance alone changed its state.
+    Alone,
     /// It panicked.
     Panicked,
 }
@@ -65,6 +67,7 @@ impl Breach {
             Self::HandedOver => "is not what the snapshot was taken of",
             Self::Refused => "refuses another instance's snapshot",
             Self::Queried => "was changed by a query",
+            Self::Alone => "was changed by what came to it alone",
             Self::Panicked => "panicked",
         }
     }
@@ -80,6 +83,10 @@ impl Breach {
             }
             Self::Refused => "`restore` must take what `snapshot` writes",
             Self::Queried => "`query` must leave the state as it is: it happens at one instance alone",
+            Self::Alone => {
+                "messages, timers, watched keys and processes come to one instance: what is to become of the state is said \
+                 to all, by `broadcast`"
+            }
             Self::Panicked => {
                 "return an error; where a panic is meant, `Testbed::may_panic` lets the run go on"
             }

@@ -1,17 +1,14 @@
-//! One instance in memory, what its host gives it, and the formats of what it is told.
+//! One instance in memory, and the formats of what it is told.
 
 use super::history::{Item, State, What};
-use crate::abi::{HostCalls, HostCallsRef, Slice};
+use super::seat::{Seat, Settings};
+use super::stage::during;
 use crate::host::{CallError, Instance, Module};
+use crate::service::Moment;
 use crate::{Place, Role};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Lines of instances that are kept.
-const LINES_MAX: usize = 256;
 
 /// The format of configurations, commands and replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,67 +47,10 @@ pub(super) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     rmp_serde::to_vec_named(value).expect("it is plain data")
 }
 
-/// What instances did to the world outside.
-#[derive(Default)]
-pub(super) struct Outside {
-    lines: Mutex<VecDeque<String>>,
-    /// Who was given which token, in order, each once.
-    tokens: Mutex<Vec<(String, u64)>>,
-}
-
-impl Outside {
-    pub(super) fn lines(&self) -> Vec<String> {
-        locked(&self.lines).iter().cloned().collect()
-    }
-
-    pub(super) fn tokens(&self) -> Vec<(String, u64)> {
-        locked(&self.tokens).clone()
-    }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What an instance asks its host by. It lives for ever, since a plug-in may keep it.
-struct Seat {
-    member: String,
-    /// The token it may act under; 0 if it may not.
-    fence: AtomicU64,
-    outside: Arc<Outside>,
-}
-
-/// The host's services in memory; each gets the [`Seat`] of the instance that asks.
-fn calls(seat: &'static Seat) -> HostCallsRef {
-    fn seat_of(ctx: *const ()) -> &'static Seat {
-        // SAFETY: what `calls` put there, which lives for ever.
-        unsafe { &*ctx.cast::<Seat>() }
-    }
-    extern "C" fn log(ctx: *const (), _: u8, text: Slice<'_>) {
-        let seat = seat_of(ctx);
-        let mut lines = locked(&seat.outside.lines);
-        if lines.len() == LINES_MAX {
-            lines.pop_front();
-        }
-        lines.push_back(format!("{}: {}", seat.member, String::from_utf8_lossy(text.as_slice())));
-    }
-    extern "C" fn token(ctx: *const ()) -> u64 {
-        let seat = seat_of(ctx);
-        let fence = seat.fence.load(Ordering::Acquire);
-        let mut tokens = locked(&seat.outside.tokens);
-        if fence > 0 && tokens.last().is_none_or(|(_, last)| *last != fence) {
-            tokens.push((seat.member.clone(), fence));
-        }
-        fence
-    }
-    let ask = crate::abi::no_services;
-    HostCalls { ctx: (&raw const *seat).cast(), log, token, ask }.leak()
-}
-
 /// An instance that runs.
 pub(super) struct Running {
-    instance: Instance,
-    seat: &'static Seat,
+    instance: Option<Instance>,
+    pub(super) seat: &'static Seat,
     /// How much of the history it was told.
     pub(super) at: usize,
     /// Whether it is told the history, or only stands by.
@@ -123,8 +63,16 @@ pub(super) struct Running {
 
 impl Running {
     /// Whether a configuration would do at a place.
-    pub(super) fn validate(module: Module, config: &[u8], place: &Place) -> Result<(), CallError> {
-        module.validate(config, &encode(place), calls(seat(place, Arc::default())))
+    pub(super) fn validate(
+        module: Module,
+        config: &[u8],
+        place: &Place,
+        settings: Settings,
+    ) -> Result<(), CallError> {
+        let seat = Seat::new(settings);
+        let valid = during(seat, Moment::Validate, || module.validate(config, &encode(place), seat.calls()));
+        seat.close();
+        valid
     }
 
     /// A fresh instance.
@@ -132,45 +80,58 @@ impl Running {
         module: Module,
         config: Vec<u8>,
         place: &Place,
-        outside: Arc<Outside>,
+        settings: Settings,
     ) -> Result<Self, CallError> {
-        let seat = seat(place, outside);
-        let instance = module.start(&config, &encode(place), calls(seat))?;
+        let seat = Seat::new(settings);
+        let started = during(seat, Moment::Start, || module.start(&config, &encode(place), seat.calls()));
+        let instance = Some(started.inspect_err(|_| seat.close())?);
         Ok(Self { instance, seat, at: 0, applies: false, config, roles: VecDeque::new() })
     }
 
     /// It is told something; a command has a reply.
     pub(super) fn tell(&mut self, item: &Item) -> Result<Vec<u8>, CallError> {
+        let nothing = |()| Vec::new();
         match &item.what {
-            What::Command { bytes, meta, .. } => self.instance.apply(bytes, meta),
-            What::Event { bytes, .. } => self.instance.on_event(bytes).map(|()| Vec::new()),
-            What::Configure(config) => self.instance.configure(config).map(|()| Vec::new()),
+            What::Command { bytes, meta, .. } => self.fixed("apply", |instance| instance.apply(bytes, meta)),
+            What::Event { bytes, .. } => self.alone(bytes).map(nothing),
+            What::Configure(config) => {
+                self.with(Moment::Callback, |instance| instance.configure(config)).map(nothing)
+            }
             What::Members(names) => {
-                let place = place(&self.seat.member, names);
-                self.instance.on_place(&encode(&place)).map(|()| Vec::new())
+                let place = encode(&place(&self.seat.member, names));
+                self.with(Moment::Callback, |instance| instance.on_place(&place)).map(nothing)
             }
         }
     }
 
-    /// It is told its role. A primary may act from here on.
-    pub(super) fn role(&mut self, role: Role) -> Result<(), CallError> {
+    /// It is told an event.
+    pub(super) fn alone(&mut self, event: &[u8]) -> Result<(), CallError> {
+        self.with(Moment::Callback, |instance| instance.on_event(event))
+    }
+
+    /// It is told its role, behind everything up to an index. A primary may act from here on.
+    pub(super) fn role(&mut self, role: Role, through: u64) -> Result<(), CallError> {
         if let Role::Primary { fence } = role {
-            self.seat.fence.store(fence, Ordering::Release);
+            self.seat.promoted(fence, through);
         }
-        self.instance.on_role(role)
+        self.with(Moment::Callback, |instance| instance.on_role(role))?;
+        if self.applies {
+            self.seat.serve();
+        }
+        Ok(())
     }
 
     /// It may act no longer, whatever it was told of its role: as a lease ends by itself.
     pub(super) fn expire(&self) {
-        self.seat.fence.store(0, Ordering::Release);
+        self.seat.expire();
     }
 
     pub(super) fn query(&mut self, command: &[u8]) -> Result<Vec<u8>, CallError> {
-        self.instance.query(command)
+        self.fixed("query", |instance| instance.query(command))
     }
 
     pub(super) fn snapshot(&mut self) -> Result<Vec<u8>, CallError> {
-        self.instance.snapshot()
+        self.fixed("snapshot", Instance::snapshot)
     }
 
     pub(super) fn state(&mut self) -> Result<State, CallError> {
@@ -178,17 +139,38 @@ impl Running {
     }
 
     pub(super) fn restore(&mut self, snapshot: &[u8]) -> Result<(), CallError> {
-        self.instance.restore(snapshot)
+        self.fixed("restore", |instance| instance.restore(snapshot))
     }
 
-    pub(super) fn stop(self) -> Result<(), CallError> {
+    pub(super) fn stop(mut self) -> Result<(), CallError> {
         self.expire();
-        self.instance.stop()
+        let instance = self.instance.take().expect("it runs until it is stopped");
+        during(self.seat, Moment::Callback, || instance.stop())
+    }
+
+    fn fixed<T>(
+        &mut self,
+        callback: &'static str,
+        call: impl FnOnce(&mut Instance) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
+        self.with(Moment::Fixed(callback), call)
+    }
+
+    fn with<T>(
+        &mut self,
+        moment: Moment,
+        call: impl FnOnce(&mut Instance) -> Result<T, CallError>,
+    ) -> Result<T, CallError> {
+        let instance = self.instance.as_mut().expect("it runs until it is stopped");
+        during(self.seat, moment, || call(instance))
     }
 }
 
-fn seat(place: &Place, outside: Arc<Outside>) -> &'static Seat {
-    Box::leak(Box::new(Seat { member: place.member.clone(), fence: AtomicU64::new(0), outside }))
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Its memory would be gone with its process; here it is left alone.
+        self.seat.close();
+    }
 }
 
 /// Where a member is among the members of some time; one that was not there yet counts as the last.

@@ -19,15 +19,14 @@ impl Dvm {
             return Err(Failure::Misuse(format!("{member} is the last member; let another one join first")));
         }
         self.step(format!("crash {member}"));
-        let gone = self.members.remove(at);
-        if let Some(running) = gone.instance {
-            running.expire();
-        }
+        drop(self.members.remove(at));
+        self.world.set_members(self.names());
         let fields = json!({
             "member": member, "rank": at, "members": self.members.len(), "tags": {}, "cause": "silent"
         });
-        self.happened("member-failed", fields);
+        self.happened("member-failed", |_| fields);
         self.push(What::Members(self.names()));
+        self.others(|dvm| dvm.crash(member))?;
         self.settle()
     }
 
@@ -43,12 +42,12 @@ impl Dvm {
         self.step(format!("join {name}"));
         self.born += 1;
         self.members.push(Member { name: name.clone(), paused: false, instance: None });
+        self.world.set_members(self.names());
         let rank = self.members.len() - 1;
-        self.happened(
-            "member-joined",
-            json!({"member": name, "rank": rank, "members": rank + 1, "tags": {}}),
-        );
+        let fields = json!({"member": name, "rank": rank, "members": rank + 1, "tags": {}});
+        self.happened("member-joined", |_| fields);
         self.push(What::Members(self.names()));
+        self.others(|dvm| dvm.join().map(drop))?;
         self.settle()?;
         Ok(name)
     }
@@ -197,21 +196,21 @@ impl Dvm {
             }
             None => (self.base.at, self.base.state.clone()),
         };
-        self.launch(at, &place(&self.members[at].name, &self.names()), position)?;
+        self.launch(at, &place(&self.members[at].name, &self.names()), position, false)?;
         if applies {
             self.take_over(at, position, state)?;
         }
-        let role = if self.bed.mode.has_primary() { Role::Standby } else { Role::Active };
-        let running = self.members[at].instance.as_mut().expect("it was launched");
-        running.roles.push_back((0, role));
         Ok(())
     }
 
-    /// A fresh instance with the configuration of a place in the history.
-    fn launch(&mut self, at: usize, place: &Place, position: usize) -> Result<(), Failure> {
+    /// A fresh instance with the configuration of a place in the history and its first role.
+    fn launch(&mut self, at: usize, place: &Place, position: usize, mute: bool) -> Result<(), Failure> {
         let config = self.config_at(position);
-        let running = Running::start(self.bed.module, config, place, self.outside.clone());
-        self.members[at].instance = Some(settled(running)?);
+        let settings = self.settings(&place.member, mute);
+        let mut running = settled(Running::start(self.bed.module, config, place, settings))?;
+        let role = if self.bed.mode.has_primary() { Role::Standby } else { Role::Active };
+        running.roles.push_back((0, role));
+        self.members[at].instance = Some(running);
         Ok(())
     }
 
@@ -241,7 +240,7 @@ impl Dvm {
     /// first member's.
     pub(super) fn replay(&mut self, at: usize) -> Result<(), Failure> {
         let first: Vec<String> = (0..self.bed.members).map(|rank| format!("k{rank}")).collect();
-        self.launch(at, &place("k0", &first), 0)?;
+        self.launch(at, &place("k0", &first), 0, true)?;
         self.take_over(at, 0, None)?;
         for position in 0..self.items.len() {
             self.tell(position)?;
@@ -255,15 +254,19 @@ impl Dvm {
     /// A member's instance is the primary from here on.
     fn elect(&mut self, at: usize) -> Result<(), Failure> {
         let name = self.members[at].name.clone();
-        let fields = json!({"plugin": self.bed.name, "member": name, "rank": at, "fence": self.next_index()});
-        let fence = self.happened("instance-promoted", fields);
+        let fields = json!({"plugin": self.bed.name, "member": name, "rank": at});
+        let fence = self.happened("instance-promoted", |index| {
+            let mut fields = fields;
+            fields["fence"] = index.into();
+            fields
+        });
         self.primary = Some((name, fence));
         let running = self.members[at].instance.as_ref().expect("it is ready");
         if !running.applies {
             // It stood by: it begins with what it kept, and applies what came since.
             let position = if self.bed.stateless { self.items.len() } else { self.base.at };
             if running.config != self.config_at(position) {
-                self.launch(at, &place(&self.members[at].name, &self.names()), position)?;
+                self.launch(at, &place(&self.members[at].name, &self.names()), position, false)?;
             }
             self.take_over(at, position, self.base.state.clone().filter(|_| !self.bed.stateless))?;
         }
@@ -276,7 +279,8 @@ impl Dvm {
     /// A member's instance is the primary no longer.
     fn demote(&mut self, name: &str) {
         let Ok(at) = self.find(name) else { return };
-        self.happened("instance-demoted", json!({"plugin": self.bed.name, "member": name, "rank": at}));
+        let fields = json!({"plugin": self.bed.name, "member": name, "rank": at});
+        self.happened("instance-demoted", |_| fields);
         let behind = self.items.len();
         let Some(running) = self.members[at].instance.as_mut() else { return };
         running.expire();

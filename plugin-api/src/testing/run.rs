@@ -5,9 +5,13 @@ use super::dvm::{Dvm, Member};
 use super::failure::Failure;
 use serde_json::{Map, Value, json};
 use std::ops::Add;
+use std::time::Duration;
 
 /// Most members that a run makes; [`Testbed::members`](super::Testbed::members) may begin with more.
 const GROWS_TO: usize = 6;
+
+/// Longest time between two steps, where something happens by itself, milliseconds.
+const PAUSE_MAX_MS: i64 = 200;
 
 /// What a message calls the instance that is told all again.
 const AGAIN: &str = "k0, told all from the beginning,";
@@ -80,7 +84,7 @@ impl Add for Report {
 
 impl Dvm {
     /// Takes so many steps that chance draws: commands mostly, and between them queries, crashes, failures, pauses,
-    /// promotions, joins, snapshots. At the end all are resumed, and one more instance is told the whole history from its
+    /// promotions, joins, snapshots; where timers or processes run, time goes on between two. At the end all are resumed, and one more instance is told the whole history from its
     /// beginning: it must be like the others.
     ///
     /// # Errors
@@ -103,6 +107,10 @@ impl Dvm {
     }
 
     fn drawn(&mut self, commands: &mut impl Commands, report: &mut Report) -> Result<(), Failure> {
+        if self.next_ms().is_some() {
+            let time = self.chance.within(0..PAUSE_MAX_MS);
+            self.advance(Duration::from_millis(time as u64))?;
+        }
         let names = self.names();
         let mut chance = self.chance.clone();
         let (draw, member) = (chance.within(0..100), chance.one_of(&names).clone());

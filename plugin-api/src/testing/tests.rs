@@ -1,5 +1,7 @@
 //! A plug-in that is as it should be in every mode, and ones that each break one thing.
 
+mod services;
+
 use super::*;
 use crate::{Error, Event, Host, Meta, Plugin, Result, Role};
 use serde::{Deserialize, Serialize};

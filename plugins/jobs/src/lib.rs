@@ -170,7 +170,8 @@ impl Jobs {
         }
     }
 
-    /// As the primary, sets going what the queue wants and is not going yet.
+    /// As the primary, sets going what the queue wants and is not going yet. What the worker has no room for is set going
+    /// when something happens next.
     fn drive(&mut self) {
         let Some(acting) = &mut self.acting else { return };
         let fence = acting.fence;
@@ -187,27 +188,33 @@ impl Jobs {
                 (Stage::Waiting, _) if acting.placing.contains_key(&what) => {}
                 (Stage::Waiting, _) => {
                     if let Some(member) = task.pinned.as_ref().filter(|member| !peers.contains(member)) {
-                        let member = member.clone();
-                        acting.placing.insert(what, member.clone());
-                        self.worker.does(Action::Tell(Command::Lost { what, member, fence }));
+                        let lost = Command::Lost { what, member: member.clone(), fence };
+                        if self.worker.does(Action::Tell(lost)) {
+                            acting.placing.insert(what, member.clone());
+                        }
                     } else if running < self.config.running
                         && let Some(member) = self.queue.place(what, task, &peers, &load, self.config.slots)
                     {
-                        running += 1;
-                        *load.entry(member.clone()).or_default() += 1;
-                        acting.placing.insert(what, member.clone());
-                        self.worker.does(Action::Tell(Command::Placed { what, member, fence }));
+                        let placed = Command::Placed { what, member: member.clone(), fence };
+                        if self.worker.does(Action::Tell(placed)) {
+                            running += 1;
+                            *load.entry(member.clone()).or_default() += 1;
+                            acting.placing.insert(what, member);
+                        }
                     }
                 }
                 (Stage::Running, Some(member)) => {
                     let Some(job) = self.queue.get(what.job) else { continue };
-                    if let std::collections::btree_map::Entry::Vacant(new) = acting.followed.entry(what) {
-                        new.insert(End::default());
+                    let start = || {
                         let (member, program) = (member.clone(), program(what, &job.order));
-                        self.worker.does(Action::Start { what, member, program });
+                        self.worker.does(Action::Start { what, member, program })
+                    };
+                    if !acting.followed.contains_key(&what) && start() {
+                        acting.followed.insert(what, End::default());
                     }
-                    if job.cancelled && acting.killed.insert(what) {
-                        self.worker.does(Action::Kill { what, member: member.clone() });
+                    let kill = || self.worker.does(Action::Kill { what, member: member.clone() });
+                    if job.cancelled && !acting.killed.contains(&what) && kill() {
+                        acting.killed.insert(what);
                     }
                 }
                 _ => {}
@@ -237,7 +244,10 @@ impl Jobs {
                 end.exit_code = event.fields.get("exit_code").and_then(Value::as_i64).map(|code| code as i32);
                 (end.signal, end.error) = (text("signal"), text("error"));
                 let (end, fence) = (Box::new(end), acting.fence);
-                self.worker.does(Action::Tell(Command::Ended { what, end, fence }));
+                if !self.worker.does(Action::Tell(Command::Ended { what, end, fence })) {
+                    // Whoever follows it again is told its end again.
+                    acting.followed.remove(&what);
+                }
             }
             _ => {}
         }
@@ -333,7 +343,7 @@ impl Plugin for Jobs {
     }
 
     fn start(config: Config, host: Host) -> Result<Self> {
-        let worker = Worker::start(host.clone())?;
+        let worker = Worker::start(&host)?;
         Ok(Self { config, host, worker, queue: Queue::default(), acting: None, is_parallel: false })
     }
 
@@ -391,3 +401,6 @@ impl Plugin for Jobs {
 }
 
 export_plugin!(Jobs);
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,11 @@
-//! The thread that does what the primary has decided: it asks the host, and asks again where it must.
+//! What the primary has decided, done behind the callbacks: the host is asked, and asked again where it must be.
 //!
 //! What it is given belongs to one promotion; when that is over, the rest is dropped, and the next primary decides anew.
 
 use crate::{Command, queue::Try};
-use dvm_plugin_api::{Error, Host, Program, Result};
+use dvm_plugin_api::{Error, Host, Program, Result, Work};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
 use std::time::Duration;
 
 /// Pause before something is asked again.
@@ -24,20 +22,27 @@ pub(crate) enum Action {
     Kill { what: Try, member: String },
 }
 
-/// The thread, from outside. It ends with this value.
+/// Something to be done under a promotion.
+struct Ordered {
+    fence: u64,
+    action: Action,
+    /// It was said that it is asked again.
+    said: bool,
+}
+
+/// Who does it.
 pub(crate) struct Worker {
-    to: Sender<(u64, Action)>,
+    worker: dvm_plugin_api::Worker<Ordered>,
     /// The token of the present promotion; 0: none.
     fence: Arc<AtomicU64>,
 }
 
 impl Worker {
-    pub(crate) fn start(host: Host) -> Result<Self> {
-        let (to, actions) = channel();
+    pub(crate) fn start(host: &Host) -> Result<Self> {
         let fence = Arc::new(AtomicU64::new(0));
         let current = fence.clone();
-        thread::Builder::new().name("jobs".into()).spawn(move || run(&host, &actions, &current))?;
-        Ok(Self { to, fence })
+        let worker = host.worker("jobs", move |host, ordered| work(host, ordered, &current))?;
+        Ok(Self { worker, fence })
     }
 
     /// From now on only what belongs to this promotion is done; 0: nothing.
@@ -45,23 +50,22 @@ impl Worker {
         self.fence.store(fence, Ordering::Release);
     }
 
-    pub(crate) fn does(&self, action: Action) {
-        // The thread lives as long as this value.
-        let _ = self.to.send((self.fence.load(Ordering::Acquire), action));
+    /// Whether there was room for it.
+    pub(crate) fn does(&self, action: Action) -> bool {
+        let fence = self.fence.load(Ordering::Acquire);
+        self.worker.give(Ordered { fence, action, said: false }).is_ok()
     }
 }
 
-fn run(host: &Host, actions: &Receiver<(u64, Action)>, current: &AtomicU64) {
-    for (fence, mut action) in actions {
-        let mut said = false;
-        while fence != 0 && current.load(Ordering::Acquire) == fence {
-            let Err(error) = attempt(host, fence, &mut action) else { break };
-            if !std::mem::replace(&mut said, true) {
-                host.log(format!("asked again until it is done: {action:?}: {error}"));
-            }
-            thread::sleep(AGAIN);
-        }
+fn work(host: &Host, Ordered { fence, action, said }: &mut Ordered, current: &AtomicU64) -> Work {
+    if *fence == 0 || current.load(Ordering::Acquire) != *fence {
+        return Work::Done;
     }
+    let Err(error) = attempt(host, *fence, action) else { return Work::Done };
+    if !std::mem::replace(said, true) {
+        host.log(format!("asked again until it is done: {action:?}: {error}"));
+    }
+    Work::Again(AGAIN)
 }
 
 fn attempt(host: &Host, fence: u64, action: &mut Action) -> Result<()> {
