@@ -106,6 +106,20 @@ impl Ballots {
         })
     }
 
+    /// A member of `view` gives way to the view `by`, which is without it (R11). Whoever accepted `by` has agreed to be
+    /// out, whatever the labels.
+    pub(crate) fn excluded(&self, member: MemberId, view: &View, by: ViewId) -> Verdict {
+        let accepted = |attempt: &Attempt| {
+            attempt.proposed == Some(by)
+                && (attempt.coordinator == Some(member) || attempt.accepted.contains(&member))
+        };
+        let proposed = self.proposals.get(&by).map(|proposal| proposal.view.label);
+        let label = self.views.get(&by).map_or(proposed, |view| Some(view.label));
+        ensure(label >= Some(view.label) || self.attempts.values().any(accepted), "R11", || {
+            format!("{member:?} of {:?} {:?} gives way to {by:?} {label:?}", view.id, view.label)
+        })
+    }
+
     /// A view's entry was delivered for the first time, by `by`.
     pub(crate) fn install(&mut self, entry: &Entry, proposal: &Proposal, by: MemberId) -> Verdict {
         let view = &proposal.view;
@@ -294,6 +308,22 @@ mod tests {
             },
         )?;
         ensure(ballots.ring_sent(MemberId(1), parent.id).is_err(), "I10", || "the wedge is not seen".into())
+    }
+
+    #[test]
+    fn a_confirmed_view_gives_way_to_no_provisional_one_that_was_not_accepted() {
+        let first = view(1, &[1, 2, 3]);
+        let mut ballots = Ballots::new(&first, false);
+        let mut other = view(2, &[3]);
+        other.label = Label::Provisional;
+        ballots.views.insert(other.id, other.clone());
+        let gives_way = |ballots: &Ballots, view| ballots.excluded(MemberId(1), view, other.id);
+        assert_eq!(gives_way(&ballots, &first).expect_err("it is confirmed").rule, "R11");
+        gives_way(&ballots, &other).expect("both are provisional");
+        let accepted = BTreeSet::from([MemberId(1)]);
+        let attempt = Attempt { proposed: Some(other.id), accepted, ..Attempt::default() };
+        ballots.attempts.insert((first.id, ROUND), attempt);
+        gives_way(&ballots, &first).expect("it has agreed");
     }
 
     #[test]

@@ -240,7 +240,12 @@ impl World {
 
     fn standing(&mut self, pid: usize, standing: Standing) {
         match standing {
-            Standing::Excluded { .. } => {
+            Standing::Excluded { by } => {
+                let process = &self.processes[pid];
+                let view = process.member.view();
+                let verdict =
+                    view.map_or(Ok(()), |view| self.checker.ballots.excluded(process.id(), view, by));
+                self.judge_safety(verdict);
                 let us = between(&mut self.prng, 1_000, 100_000);
                 let of = self.processes[pid].id();
                 self.after(us, Event::Fence { pid, of });
