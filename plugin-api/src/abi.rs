@@ -118,8 +118,8 @@ pub(crate) extern "C" fn no_services(_: *const (), _: RSlice<'_, u8>, out: Out) 
 }
 
 /// What such a host says.
-pub(crate) const NO_SERVICES: &str = "this host has no services: an instance has them in a process of its own and inside \
-                                      the kernel, not in memory and not in an application";
+pub(crate) const NO_SERVICES: &str =
+    "this host has no services: an instance has them in a DVM, not in memory";
 
 /// What a plug-in may ask of its host, from any thread, for as long as the process lives.
 #[repr(C)]
