@@ -59,12 +59,16 @@ impl Default for Config {
 enum Command {
     Add(i64),
     Panic(String),
+    /// Answers so many bytes of text.
+    Fill(usize),
 }
 
 #[derive(Serialize)]
 struct Reply {
     value: i64,
     token: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    text: String,
 }
 
 /// A counter that runs in an application.
@@ -98,16 +102,18 @@ impl Plugin for Tally {
     }
 
     fn apply(&mut self, command: Command, _: &Meta) -> Result<Reply> {
+        let mut text = String::new();
         match command {
             Command::Add(count) => self.value += count * self.config.step,
             Command::Panic(member) if member == self.host.member() => panic!("as it was told"),
             Command::Panic(_) => {}
+            Command::Fill(size) => text = "x".repeat(size),
         }
-        Ok(Reply { value: self.value, token: self.host.token().is_some() })
+        Ok(Reply { value: self.value, token: self.host.token().is_some(), text })
     }
 
     fn query(&self, _: Command) -> Result<Reply> {
-        Ok(Reply { value: self.value, token: self.host.token().is_some() })
+        Ok(Reply { value: self.value, token: self.host.token().is_some(), text: String::new() })
     }
 
     fn configure(&mut self, config: Config) -> Result<()> {
@@ -318,6 +324,9 @@ fn an_instance_runs_in_the_programs_own_loop() {
         let calls = scope.spawn(|| {
             runs(&cluster, "k0", std::process::id());
             let value = [3, 4].map(|count| add(&cluster, "k0", count)["value"].clone());
+            // More than the socket has room for: the rest goes when there is room again, and nothing else wakes the loop.
+            let filled = cluster.ok(&["--member", "k0", "call", "tally", r#"{"fill":3000000}"#]);
+            assert_eq!(filled["reply"]["text"].as_str().map(str::len), Some(3_000_000));
             let _ = cluster.ok(&["plugin", "unload", "tally"]);
             value
         });
