@@ -112,8 +112,7 @@ pub(crate) fn collect(function: impl FnOnce(Out) -> u32) -> (u32, Vec<u8>) {
 }
 
 /// Hands an answer, or the text of an error, to whoever asked; the status.
-#[doc(hidden)]
-pub fn hand_out(answer: Result<Vec<u8>, String>, out: Out) -> u32 {
+pub(crate) fn hand_out(answer: Result<Vec<u8>, String>, out: Out) -> u32 {
     let (status, bytes) = match answer {
         Ok(bytes) => (status::OK, bytes),
         Err(text) => (status::ERROR, text.into_bytes()),
@@ -121,16 +120,6 @@ pub fn hand_out(answer: Result<Vec<u8>, String>, out: Out) -> u32 {
     (out.write)(out.ctx, RSlice::from_slice(&bytes));
     status
 }
-
-/// The services of a host that has none.
-pub(crate) extern "C" fn no_services(_: *const (), _: RSlice<'_, u8>, out: Out) -> u32 {
-    (out.write)(out.ctx, RSlice::from_slice(NO_SERVICES.as_bytes()));
-    status::ERROR
-}
-
-/// What such a host says.
-pub(crate) const NO_SERVICES: &str = "this host has no services: an instance has them in a process of its own and inside \
-                                      the kernel, not in memory and not in an application";
 
 /// What a plug-in may ask of its host, from any thread, for as long as the process lives.
 #[repr(C)]

@@ -23,34 +23,33 @@
 //! the application goes the instance has failed, and the next one that attaches goes on from another instance's state,
 //! or from the last snapshot and what came since.
 //!
-//! What an instance logs goes to the application's standard error. A panic ends the instance and not the application.
+//! A program with a loop of its own, which is to have no thread for it, takes the instance by [`attach_driven`] and runs it
+//! when its descriptor is readable.
+//!
+//! An instance has the [services](crate::service) of its host here as in any other place. What it logs goes to the
+//! application's standard error. A panic ends the instance and not the application.
 
 use crate::Plugin;
-use crate::abi::{HostCalls, HostCallsRef, Slice};
-use crate::client::Client;
-use crate::host::{Acting, CallError, Instance, Module};
-use crate::local::{Failure, FailureCode, bytes};
-use crate::plugin::Role;
-use rustix::net::{SendFlags, send};
-use serde::{Deserialize, Serialize};
-use std::io::{self, Read, Write};
+use crate::client::{Alarm, Client, Wake};
+use crate::host::{Asker, Context, Hosted, Hosting, Module, Turn};
+use crate::local::{Failure, FailureCode};
+use rustix::event::PollFlags;
+use rustix::event::epoll::EventFlags;
+use std::fmt;
+use std::io::{self, Write};
 use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Version of what a kernel and an attached application say to each other.
 pub const ATTACH_VERSION: u16 = 1;
 
-/// Largest frame, bytes: a snapshot must fit.
-const FRAME_MAX: usize = 512 << 20;
-/// Bytes read at a time.
-const READ_BYTES: usize = 64 << 10;
-
-/// An instance that runs in this process. Dropping it detaches it.
+/// An instance that runs in this process, on a thread of its own. Dropping it detaches it.
 #[derive(Debug)]
 pub struct Attached {
-    stream: UnixStream,
-    seat: &'static Seat,
+    ender: Ender,
     thread: Option<JoinHandle<Result<(), Failure>>>,
 }
 
@@ -60,15 +59,11 @@ pub struct Attached {
 /// If no such plug-in is loaded with placement `application`, if that member has no instance of it, or another
 /// application runs it already.
 pub fn attach<P: Plugin>(client: &Client, plugin: &str) -> Result<Attached, Failure> {
-    let (stream, received) = client.attach(plugin)?;
-    let failed = |error: io::Error| Failure::new(FailureCode::Failure, error.to_string());
-    let mine = stream.try_clone().map_err(failed)?;
-    let seat = Box::leak(Box::new(Seat { plugin: plugin.into(), ..Seat::default() }));
-    let mut hosted =
-        Hosted { module: Module::of::<P>(), seat, calls: calls(seat), instance: None, panic: None };
-    let run = move || hosted.serve(stream, received);
-    let thread = std::thread::Builder::new().name(plugin.into()).spawn(run).map_err(failed)?;
-    Ok(Attached { stream: mine, seat, thread: Some(thread) })
+    let mut driven = attach_driven::<P>(client, plugin)?;
+    let ender = driven.ender()?;
+    let run = move || driven.wait(None).map(drop);
+    let thread = std::thread::Builder::new().name(plugin.into()).spawn(run).map_err(system)?;
+    Ok(Attached { ender, thread: Some(thread) })
 }
 
 impl Attached {
@@ -94,244 +89,165 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        self.seat.acting.end();
-        // A connection that has ended is what is wanted.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.ender.end();
         // How it ended is nobody's business any more.
         let _ = thread.join();
     }
 }
 
-/// What the instance's host knows of it. A plug-in may keep what leads to it for ever.
-#[derive(Debug, Default)]
-struct Seat {
+/// As [`attach`], without a thread: the instance runs when the program says so.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_driven<P: Plugin>(client: &Client, plugin: &str) -> Result<Driven, Failure> {
+    Driven::of(client, plugin, Module::of::<P>())
+}
+
+/// An instance in this process that runs when the program says so. Dropping it detaches it, with its plug-in's `stop`.
+///
+/// Its kernel waits for each callback as long as the plug-in's `--deadline` says, whether or not the program runs it: a
+/// program that is away for longer has lost the instance.
+///
+/// The thread that runs an instance must not wait for an ordered command to it, which nobody would apply meanwhile.
+pub struct Driven {
     plugin: String,
-    acting: Acting,
+    context: &'static Context,
+    hosting: Hosting,
+    wake: Wake,
+    /// The process that attached: a forked child shares the connection, and lets its parent have it.
+    process: u32,
+    ended: Option<Result<(), Failure>>,
 }
 
-fn calls(seat: &'static Seat) -> HostCallsRef {
-    fn seat_of(ctx: *const ()) -> &'static Seat {
-        // SAFETY: what `calls` put there, which lives for ever.
-        unsafe { &*ctx.cast::<Seat>() }
+impl Driven {
+    /// With the plug-in's code.
+    ///
+    /// # Errors
+    /// As [`attach`].
+    pub fn of(client: &Client, plugin: &str, module: Module) -> Result<Self, Failure> {
+        let seat = client.attach(plugin)?;
+        let name = plugin.to_owned();
+        let context = Context::new(move |_, text| {
+            let lines: String = text.lines().map(|line| format!("{name}: {line}\n")).collect();
+            // A log that cannot be written has nowhere to complain.
+            let _ = io::stderr().write_all(lines.as_bytes());
+        });
+        context.opened(match seat.desk {
+            Some((desk, deadline_ms)) => Ok(Asker::new(seat.kernel, desk, plugin.into(), deadline_ms)),
+            None => Err("this kernel is older than services for applications; update it".into()),
+        });
+        let hosting = Hosting::new(seat.stream, Hosted::of(module, context), seat.received);
+        let mut wake = Wake::new().map_err(system)?;
+        // The first that it is told may have come with the kernel's answer.
+        wake.watch(Some(hosting.as_fd()), Alarm::Now).map_err(system)?;
+        let process = std::process::id();
+        Ok(Self { plugin: plugin.into(), context, hosting, wake, process, ended: None })
     }
-    extern "C" fn log(ctx: *const (), _: u8, text: Slice<'_>) {
-        let text = String::from_utf8_lossy(text.as_slice());
-        let lines = text.lines().map(|line| format!("{}: {line}\n", seat_of(ctx).plugin));
-        // A log that cannot be written has nowhere to complain.
-        let _ = io::stderr().write_all(lines.collect::<String>().as_bytes());
-    }
-    extern "C" fn token(ctx: *const ()) -> u64 {
-        seat_of(ctx).acting.token()
-    }
-    let ask = crate::abi::no_services;
-    HostCalls { ctx: (&raw const *seat).cast(), log, token, ask }.leak()
-}
 
-/// From the kernel; the same as it says to a plug-in's process, but for what has to do with libraries.
-#[doc(hidden)]
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Told {
-    /// Would this configuration do?
-    Validate {
-        /// In the plug-in's format.
-        #[serde(with = "bytes")]
-        config: Vec<u8>,
-        /// Where.
-        #[serde(with = "bytes")]
-        place: Vec<u8>,
-    },
-    /// Start the instance.
-    Start {
-        /// In the plug-in's format.
-        #[serde(with = "bytes")]
-        config: Vec<u8>,
-        /// Where.
-        #[serde(with = "bytes")]
-        place: Vec<u8>,
-    },
-    /// Take this state over.
-    Restore(#[serde(with = "bytes")] Vec<u8>),
-    /// Its role, with its token.
-    Role {
-        /// As the ABI numbers it.
-        role: u32,
-        /// The token.
-        fence: u64,
-    },
-    /// A primary may act until then.
-    Lease {
-        /// By `CLOCK_BOOTTIME`, microseconds.
-        until_us: u64,
-    },
-    /// Apply a command.
-    Apply {
-        /// Where it stands.
-        #[serde(with = "bytes")]
-        meta: Vec<u8>,
-        /// In the plug-in's format.
-        #[serde(with = "bytes")]
-        command: Vec<u8>,
-    },
-    /// Answer a query.
-    Query(#[serde(with = "bytes")] Vec<u8>),
-    /// Take a new configuration.
-    Configure(#[serde(with = "bytes")] Vec<u8>),
-    /// Something happened.
-    Event(#[serde(with = "bytes")] Vec<u8>),
-    /// Members or ranks changed.
-    Place(#[serde(with = "bytes")] Vec<u8>),
-    /// Tell the state.
-    Snapshot,
-    /// End the instance.
-    Stop,
-}
-
-/// To the kernel: the answer to each of the above, in order.
-#[doc(hidden)]
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Said {
-    /// Done; with the reply or the state, if there is one.
-    Done(#[serde(with = "bytes")] Vec<u8>),
-    /// The plug-in's own error.
-    Own(String),
-    /// It panicked, now or before.
-    Panic(String),
-}
-
-/// What the thread holds.
-struct Hosted {
-    module: Module,
-    seat: &'static Seat,
-    calls: HostCallsRef,
-    instance: Option<Instance>,
-    panic: Option<String>,
-}
-
-impl Hosted {
-    /// Answers what comes, until the plug-in is to stop or the connection ends.
-    fn serve(&mut self, stream: UnixStream, received: Vec<u8>) -> Result<(), Failure> {
-        let ended = self.answer_all(&stream, received);
-        self.seat.acting.end();
-        let stopped = matches!(ended, Ok(true));
-        if let Some(instance) = self.instance.take().filter(|_| self.panic.is_none()) {
-            // No process ends with it; nobody hears how its end went.
-            let _ = instance.stop();
+    /// Makes the callbacks that are due, as many as 64 KiB of what its kernel says hold, and waits for nothing else. How many
+    /// it made; none: the instance is over, because the plug-in was unloaded. Once it is over every further call says so.
+    ///
+    /// # Errors
+    /// Why it is over, if not for that: it panicked, or its kernel let it go or is gone.
+    pub fn run_pending(&mut self) -> Result<Option<usize>, Failure> {
+        if self.ended.is_none() {
+            let turn = self.hosting.turn().and_then(|turn| {
+                let writes = self.hosting.wants().contains(PollFlags::OUT);
+                let flags = if writes { EventFlags::OUT } else { EventFlags::IN };
+                self.wake.watch_for(Some((self.hosting.as_fd(), flags)), Alarm::Never).map(|()| turn)
+            });
+            if let Ok(Turn::Done(callbacks)) = turn {
+                return Ok(Some(callbacks));
+            }
+            self.ended = Some(self.end(turn));
         }
-        let gone = format!("the instance of {} in this application is over", self.seat.plugin);
+        self.ended.clone().expect("it is over").map(|()| None)
+    }
+
+    /// Runs the instance in this thread until it is over, or so long. Whether it is over, because the plug-in was unloaded.
+    ///
+    /// # Errors
+    /// As [`run_pending`](Self::run_pending).
+    pub fn wait(&mut self, limit: Option<Duration>) -> Result<bool, Failure> {
+        let until = limit.and_then(|limit| Instant::now().checked_add(limit));
+        if self.ended.is_none() {
+            let turn = self.hosting.run(until);
+            if let Ok(Turn::Done(_)) = turn {
+                return self.run_pending().map(|done| done.is_none());
+            }
+            self.ended = Some(self.end(turn));
+        }
+        self.ended.clone().expect("it is over").map(|()| true)
+    }
+
+    /// What gives the instance up from another thread, or from a callback.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn ender(&self) -> Result<Ender, Failure> {
+        let stream = self.hosting.socket().try_clone().map_err(system)?;
+        Ok(Ender { stream, context: self.context })
+    }
+
+    /// How it ended.
+    fn end(&mut self, turn: io::Result<Turn>) -> Result<(), Failure> {
+        let hosted = self.hosting.hosted();
+        let (panic, given_up) = (hosted.panic().map(str::to_owned), self.context.is_over());
+        hosted.end();
+        let gone = format!("the instance of {} in this application is over", self.plugin);
         let gone = Failure::new(FailureCode::Failure, gone);
-        match (ended, self.panic.take()) {
+        match (turn, panic) {
             (_, Some(panic)) => Err(gone.cause(format!("it panicked: {panic}"))),
-            (Ok(_), None) if stopped => Ok(()),
+            (Ok(Turn::Stopped), None) => Ok(()),
+            (_, None) if given_up => Err(gone.cause("it was given up here")),
             (Ok(_), None) => Err(gone
                 .cause("its kernel let it go, or is gone")
                 .hint("`dvm plugin show` and the kernel's log say why; attach again")),
             (Err(error), None) => Err(gone.cause(error.to_string())),
         }
     }
+}
 
-    /// True where the plug-in was told to stop.
-    fn answer_all(&mut self, stream: &UnixStream, mut received: Vec<u8>) -> io::Result<bool> {
-        stream.set_read_timeout(None)?;
-        stream.set_write_timeout(None)?;
-        let (mut at, mut answers, mut chunk) = (0, Vec::new(), vec![0; READ_BYTES]);
-        loop {
-            while let Some((told, length)) = take(&received[at..])? {
-                at += length;
-                let stops = told == Told::Stop;
-                put(&self.handle(told), &mut answers);
-                if stops {
-                    // It is over, whether or not anybody waits for the answer.
-                    let _ = send_all(stream, &mut answers);
-                    return Ok(true);
-                }
-                if answers.len() >= READ_BYTES {
-                    send_all(stream, &mut answers)?;
-                }
-            }
-            send_all(stream, &mut answers)?;
-            received.drain(..std::mem::take(&mut at));
-            let count = (&mut &*stream).read(&mut chunk)?;
-            if count == 0 {
-                return Ok(false);
-            }
-            received.extend_from_slice(&chunk[..count]);
-        }
+/// Its descriptor is readable when [`run_pending`](Driven::run_pending) has something to do, and stays the same.
+impl AsFd for Driven {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
     }
+}
 
-    fn handle(&mut self, told: Told) -> Said {
-        let calls = self.calls;
-        let result = match (told, &mut self.instance) {
-            (Told::Validate { config, place }, _) => nothing(self.module.validate(&config, &place, calls)),
-            (Told::Start { config, place }, _) => {
-                let started = self.module.start(&config, &place, calls);
-                nothing(started.map(|instance| self.instance = Some(instance)))
-            }
-            (Told::Lease { until_us }, _) => {
-                self.seat.acting.leased(until_us);
-                Ok(Vec::new())
-            }
-            (Told::Stop, None) => Ok(Vec::new()),
-            (Told::Stop, Some(_)) => nothing(self.instance.take().map_or(Ok(()), Instance::stop)),
-            (_, None) => Err(CallError::Own("there is no instance here yet".into())),
-            (Told::Apply { meta, command }, Some(instance)) => instance.apply(&command, &meta),
-            (Told::Query(command), Some(instance)) => instance.query(&command),
-            (Told::Configure(config), Some(instance)) => nothing(instance.configure(&config)),
-            (Told::Event(event), Some(instance)) => nothing(instance.on_event(&event)),
-            (Told::Place(place), Some(instance)) => nothing(instance.on_place(&place)),
-            (Told::Role { role, fence }, Some(instance)) => {
-                self.seat.acting.promoted(fence);
-                nothing(instance.on_role(Role::numbered(role, fence).unwrap_or(Role::Active)))
-            }
-            (Told::Restore(state), Some(instance)) => nothing(instance.restore(&state)),
-            (Told::Snapshot, Some(instance)) => instance.snapshot(),
-        };
-        match result {
-            Ok(bytes) => Said::Done(bytes),
-            Err(CallError::Own(text)) => Said::Own(text),
-            Err(CallError::Panic(text)) => {
-                self.panic = Some(text.clone());
-                Said::Panic(text)
-            }
-            Err(error @ CallError::Poisoned) => Said::Panic(error.to_string()),
+impl fmt::Debug for Driven {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Driven").field("plugin", &self.plugin).field("ended", &self.ended).finish()
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        if self.ended.is_none() && self.process == std::process::id() {
+            // The kernel sees the end of the connection, which others may hold a copy of.
+            let _ = self.hosting.socket().shutdown(Shutdown::Both);
+            self.hosting.hosted().end();
         }
     }
 }
 
-fn nothing(result: Result<(), CallError>) -> Result<Vec<u8>, CallError> {
-    result.map(|()| Vec::new())
+/// Ends an instance from elsewhere.
+#[derive(Debug)]
+pub struct Ender {
+    stream: UnixStream,
+    context: &'static Context,
 }
 
-/// The first whole frame, and how many bytes it has.
-fn take(received: &[u8]) -> io::Result<Option<(Told, usize)>> {
-    let Some((length, rest)) = received.split_first_chunk::<4>() else { return Ok(None) };
-    let length = u32::from_le_bytes(*length) as usize;
-    let invalid = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    if length > FRAME_MAX {
-        return Err(invalid(format!(
-            "the kernel sent {length} bytes at once; at most {FRAME_MAX} are allowed"
-        )));
+impl Ender {
+    /// Gives the instance up: it may not act any more, and whoever runs it is told that it is over. For the DVM it has
+    /// failed. Does not wait.
+    pub fn end(&self) {
+        self.context.close();
+        // A connection that has ended is what is wanted.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
-    let Some(body) = rest.get(..length) else { return Ok(None) };
-    let told = rmp_serde::from_slice(body).map_err(|error| invalid(error.to_string()))?;
-    Ok(Some((told, 4 + length)))
 }
 
-fn put(said: &Said, to: &mut Vec<u8>) {
-    let body = rmp_serde::to_vec(said).expect("an answer is plain data");
-    to.extend_from_slice(&(body.len() as u32).to_le_bytes());
-    to.extend_from_slice(&body);
-}
-
-/// Sends without SIGPIPE, which would end an application that does not ignore it.
-fn send_all(stream: &UnixStream, answers: &mut Vec<u8>) -> io::Result<()> {
-    let mut sent = 0;
-    while sent < answers.len() {
-        match send(stream, &answers[sent..], SendFlags::NOSIGNAL) {
-            Ok(count) => sent += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    answers.clear();
-    Ok(())
+fn system(error: io::Error) -> Failure {
+    Failure::new(FailureCode::Failure, "the system has no room for an instance").cause(error.to_string())
 }

@@ -14,6 +14,8 @@ mod search;
 mod time;
 mod wake;
 
+pub(crate) use wake::{Alarm, Wake};
+
 pub use events::{End, Events, Filter, Next};
 pub use families::{Families, KINDS};
 
@@ -92,6 +94,17 @@ pub struct Client {
     seen: Option<String>,
 }
 
+/// What an instance in this process has of its kernel.
+pub(crate) struct Seat {
+    pub(crate) stream: UnixStream,
+    /// What came by it already.
+    pub(crate) received: Vec<u8>,
+    /// The kernel, for questions.
+    pub(crate) kernel: Target,
+    /// Where to ask for services, and how long a callback may take, milliseconds; an older kernel has none.
+    pub(crate) desk: Option<(u64, u64)>,
+}
+
 /// What may be done with a request whose kernel was lost before it answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -147,24 +160,30 @@ impl Client {
         &self.target
     }
 
-    /// A connection of its own to the kernel talked to, as that of a plug-in's instance; with what came by it already.
-    pub(crate) fn attach(&self, plugin: &str) -> Result<(UnixStream, Vec<u8>), Failure> {
+    /// A connection of its own to the kernel talked to, as that of a plug-in's instance.
+    pub(crate) fn attach(&self, plugin: &str) -> Result<Seat, Failure> {
         let deadline = Instant::now() + self.target.reach;
         let target = match self.through() {
             Some(member) => self.target.clone().only(member),
             None => self.target.clone(),
         };
         let mut connection = target.connect(&[], deadline)?;
-        let request = Request::Attach { plugin: plugin.into(), version: crate::ATTACH_VERSION };
+        let version = crate::ATTACH_VERSION;
+        let request = Request::Attach { plugin: plugin.into(), version, services: true };
         let lost = |error: io::Error| {
             Failure::new(FailureCode::NoDvm, "the kernel was lost before it answered")
                 .cause(error.to_string())
         };
         connection.send(&request, With::default(), None, Some(deadline)).map_err(lost)?;
-        match connection.receive(Some(deadline)).map_err(lost)?.answer? {
-            Answer::Attached => Ok(connection.into_parts()),
-            _ => Err(Failure::new(FailureCode::Failure, "the kernel answered something else")),
-        }
+        let desk = match connection.receive(Some(deadline)).map_err(lost)?.answer? {
+            Answer::Attached => None,
+            Answer::AttachedAt { desk, deadline_ms } => Some((desk, deadline_ms)),
+            _ => return Err(Failure::new(FailureCode::Failure, "the kernel answered something else")),
+        };
+        let mut kernel = target.only(&connection.member);
+        kernel.client = format!("plug-in {plugin}");
+        let (stream, received) = connection.into_parts();
+        Ok(Seat { stream, received, kernel, desk })
     }
 
     /// The next stamp of this session.

@@ -1,19 +1,27 @@
 //! The host's half: a plug-in's functions, called.
 //!
-//! A module is a plug-in of this program, or with the feature `host` a library that is loaded (`load`). A library in C
-//! exports another table, which `c` turns into the same functions.
+//! A module is a plug-in of this program, or with the feature `host` a library that is loaded (`load`). In C there is
+//! another table, which `c` turns into the same functions. Wherever an instance runs, `hosted` holds it and `hosting` is its
+//! end of the socket to its kernel; what it asks of its host leads to its `context`, and for services on to its `asker`.
 
 use crate::abi::{Handle, HostCallsRef, Out, PluginModuleRef, status};
 use crate::plugin::{Meta, Role};
 use std::fmt;
 
 mod acting;
-#[cfg(feature = "host")]
+mod asker;
 mod c;
+mod context;
+mod hosted;
+mod hosting;
 #[cfg(feature = "host")]
 mod load;
 
 pub use acting::Acting;
+pub use asker::{Asker, during};
+pub use context::Context;
+pub use hosted::{Hosted, Opener, Said, Told};
+pub use hosting::{FRAME_MAX, Hosting, Turn};
 #[cfg(feature = "host")]
 pub use load::LoadError;
 
@@ -39,7 +47,6 @@ pub struct Module(Kind);
 #[derive(Clone, Copy)]
 enum Kind {
     Rust(PluginModuleRef),
-    #[cfg(feature = "host")]
     C(c::Library),
 }
 
@@ -47,7 +54,6 @@ impl fmt::Debug for Module {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             Kind::Rust(_) => "Module(Rust)",
-            #[cfg(feature = "host")]
             Kind::C(_) => "Module(C)",
         })
     }
@@ -74,6 +80,18 @@ impl Module {
         Self(Kind::Rust(crate::export::table::<P>()))
     }
 
+    /// A plug-in of this program in C: `table` is a `dvm_plugin_v1_t`, as `dvm_plugin.h` has it.
+    ///
+    /// # Safety
+    /// There is a table of some version at `table`, and what it points to lives as long as the module is used.
+    ///
+    /// # Errors
+    /// It is not one that this host knows; in words for people.
+    pub unsafe fn in_c(table: *const std::ffi::c_void) -> Result<Self, String> {
+        // SAFETY: the caller's.
+        unsafe { c::Library::of(table.cast()) }.map(|library| Self(Kind::C(library)))
+    }
+
     /// Whether the configuration would do.
     ///
     /// # Errors
@@ -81,7 +99,6 @@ impl Module {
     pub fn validate(&self, config: &[u8], place: &[u8], calls: HostCallsRef) -> Result<(), CallError> {
         let validated = match self.0 {
             Kind::Rust(module) => call(|out| module.validate()(config.into(), place.into(), calls, out)),
-            #[cfg(feature = "host")]
             Kind::C(library) => call(|out| library.validate(config, place, calls, out)),
         };
         validated.map(drop)
@@ -98,7 +115,6 @@ impl Module {
                 call(|out| module.start()(config.into(), place.into(), calls, &mut handle, out))?;
                 module
             }
-            #[cfg(feature = "host")]
             Kind::C(library) => {
                 call(|out| library.start(config, place, calls, &mut handle, out))?;
                 c::functions()

@@ -98,8 +98,8 @@ pub mod testing;
 mod worker;
 
 #[doc(hidden)]
-pub use attach::{ATTACH_VERSION, Said, Told};
-pub use attach::{Attached, attach};
+pub use attach::ATTACH_VERSION;
+pub use attach::{Attached, Driven, Ender, attach, attach_driven};
 pub use plugin::{Error, Event, Host, Meta, Place, Plugin, Result, Role};
 pub use services::Program;
 pub use worker::{WORK_MAX, Work, Worker};

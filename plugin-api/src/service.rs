@@ -98,7 +98,7 @@ pub const ENDED_MAX: usize = 256;
 pub const OUTPUT_MAX: usize = 64 << 10;
 /// Longest text of one `process-output`, bytes.
 pub const CHUNK_MAX: usize = 16 << 10;
-/// Questions of one instance's process that are answered at a time.
+/// Questions of one instance that are answered at a time.
 pub const ASKS_MAX: usize = 16;
 /// Longest time for an answer where nothing else is said, milliseconds.
 pub const ANSWER_MS: u64 = 10_000;

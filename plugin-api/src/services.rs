@@ -13,6 +13,10 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// What [`Host::in_memory`] says.
+const NO_SERVICES: &str =
+    "a host in memory has no services: run the plug-in in a `testing::Dvm`, or in a DVM of processes";
+
 /// What [`Host::spawn`] starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -224,7 +228,7 @@ impl Host {
 
     /// The one way of all services.
     pub(crate) fn ask<R: DeserializeOwned>(&self, ask: &Ask) -> Result<R> {
-        let calls = self.calls.as_ref().ok_or_else(|| Error::new(crate::abi::NO_SERVICES))?;
+        let calls = self.calls.as_ref().ok_or_else(|| Error::new(NO_SERVICES))?;
         let Some(function) = calls.ask() else {
             return Err(Error::new("this kernel is older than host services; update it"));
         };

@@ -20,11 +20,6 @@ fn program(name: &str) -> PathBuf {
     root().join("tests/programs").join(name)
 }
 
-/// The URI of a member's socket: its kernel is the one that is talked to first.
-fn uri(cluster: &Cluster, member: &str) -> String {
-    format!("unix:{}", cluster.place().socket(member).expect("a path").display())
-}
-
 /// One that a thread of this test follows.
 fn in_rust(place: DvmPlace, prefer: &str) -> Follower {
     Follower::in_rust(Target { prefer: Some(prefer.into()), ..Target::new(place, "test") })
@@ -215,7 +210,7 @@ fn a_plugin_is_called_and_its_kernel_dies_between() {
         let member = format!("k{}", at + 1);
         let mut caller = Talk::start({
             let mut caller = caller;
-            caller.env("DVM_URI", uri(&cluster, &member));
+            caller.env("DVM_URI", cluster.uri(&member));
             caller
         });
         for _ in 0..2 {
@@ -230,7 +225,7 @@ fn a_plugin_is_called_and_its_kernel_dies_between() {
         caller.end();
     }
     let _ = cluster.ok(&["plugin", "unload", "counter"]);
-    for (name, caller) in callers(&cluster, &[&uri(&cluster, "k0")]) {
+    for (name, caller) in callers(&cluster, &[&cluster.uri("k0")]) {
         let mut caller = Talk::start(caller);
         let refused = caller.ask("{\"add\":1}");
         let code = if name == "C" { "-6 " } else { "not-found " };
@@ -245,7 +240,7 @@ fn calls_take_effect_once_while_kernels_die() {
     for name in ["C", "Python"] {
         let cluster = Cluster::up(4, &[]);
         let _ = cluster.ok(&["plugin", "load", "counter"]);
-        let callers = callers(&cluster, &[&uri(&cluster, "k1")]);
+        let callers = callers(&cluster, &[&cluster.uri("k1")]);
         let Some((_, caller)) = callers.into_iter().find(|(language, _)| *language == name) else { continue };
         let mut caller = Talk::start(caller);
         let (goes_on, made) = (AtomicBool::new(true), AtomicU64::new(0));
@@ -277,7 +272,7 @@ fn calls_take_effect_once_while_kernels_die() {
 #[test]
 fn keys_and_settings_from_c_and_python() {
     let cluster = Cluster::up(2, &[]);
-    let arguments = [uri(&cluster, "k1"), "k0".to_owned()];
+    let arguments = [cluster.uri("k1"), "k0".to_owned()];
     if has(&["cc"], "keys from C") {
         let mut c = cluster.program(cluster.compile(&program("keys.c"), &["-ldvm"]));
         c.args(&arguments);
@@ -298,7 +293,7 @@ fn a_loop_of_asyncio_gives_up_and_comes_back() {
         return;
     }
     let cluster = Cluster::up(2, &[]);
-    let script = cluster.python(&program("cancel.py"), &[&uri(&cluster, "k1")]);
+    let script = cluster.python(&program("cancel.py"), &[&cluster.uri("k1")]);
     let python = Follower::by("asyncio", script);
     python.wait_for("waiting");
     let _ = cluster.ok(&["plugin", "load", "counter"]);
@@ -344,7 +339,7 @@ fn a_forked_child_is_kept_away() {
         }
         let cluster = Cluster::up(2, &[]);
         let _ = cluster.ok(&["plugin", "load", "counter"]);
-        let uri = uri(&cluster, "k1");
+        let uri = cluster.uri("k1");
         let program = program(script);
         let command = if needs == "cc" {
             // The archive is linked in here; the other programs use the shared library.
@@ -367,7 +362,7 @@ fn callbacks_are_called_inside_dispatch_and_may_call_back() {
     let cluster = Cluster::up(2, &[]);
     let _ = cluster.ok(&["plugin", "load", "counter"]);
     let mut c = cluster.program(cluster.compile(&program("callbacks.c"), &["-ldvm"]));
-    c.arg(uri(&cluster, "k0"));
+    c.arg(cluster.uri("k0"));
     let told = cluster.finish(c).exits(0).stdout;
     if has(&["python3"], "the size of an event in Python") {
         let script = cluster.home().join("size.py");

@@ -4,6 +4,7 @@ use dvm_plugin_api::client::{Client, Target};
 use dvm_plugin_api::local::Failure;
 use dvm_plugin_api::place::DvmPlace;
 use dvm_plugin_api::{Attached, Error, Event, Host, Meta, Plugin, Result, Role, attach};
+use dvm_tests::book::{block, marked, page};
 use dvm_tests::cluster::{Cluster, signal, wait_for};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,26 @@ use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::Mutex;
+
+// The example of docs/plugins.md, from here …
+use dvm_plugin_api::{Driven, attach_driven};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// Runs the instance in this thread, beside its own work, until the plug-in is unloaded.
+fn beside(client: &Client, mut work: impl FnMut()) -> std::result::Result<(), Failure> {
+    let mut driven: Driven = attach_driven::<Tally>(client, "tally")?;
+    let soon = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+    loop {
+        // Other descriptors of the program stand beside it.
+        let mut fds = [PollFd::new(&driven, PollFlags::IN)];
+        let ready = poll(&mut fds, Some(&soon)).is_ok_and(|ready| ready > 0);
+        if ready && driven.run_pending()?.is_none() {
+            return Ok(());
+        }
+        work();
+    }
+}
+// … to here.
 
 /// What the test itself tells a program of its own that is to attach.
 const SOCKETS: &str = "ATTACH_TO";
@@ -38,12 +59,16 @@ impl Default for Config {
 enum Command {
     Add(i64),
     Panic(String),
+    /// Answers so many bytes of text.
+    Fill(usize),
 }
 
 #[derive(Serialize)]
 struct Reply {
     value: i64,
     token: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    text: String,
 }
 
 /// A counter that runs in an application.
@@ -77,16 +102,18 @@ impl Plugin for Tally {
     }
 
     fn apply(&mut self, command: Command, _: &Meta) -> Result<Reply> {
+        let mut text = String::new();
         match command {
             Command::Add(count) => self.value += count * self.config.step,
             Command::Panic(member) if member == self.host.member() => panic!("as it was told"),
             Command::Panic(_) => {}
+            Command::Fill(size) => text = "x".repeat(size),
         }
-        Ok(Reply { value: self.value, token: self.host.token().is_some() })
+        Ok(Reply { value: self.value, token: self.host.token().is_some(), text })
     }
 
     fn query(&self, _: Command) -> Result<Reply> {
-        Ok(Reply { value: self.value, token: self.host.token().is_some() })
+        Ok(Reply { value: self.value, token: self.host.token().is_some(), text: String::new() })
     }
 
     fn configure(&mut self, config: Config) -> Result<()> {
@@ -282,6 +309,66 @@ fn a_panic_ends_the_instance_and_not_the_application() {
     again.detach();
     wait_for("it waits", || (instance(&cluster, "k0")["state"] == json!("starting")).then_some(()));
     drop(two);
+}
+
+/// Everything happens in one thread: what the instance is told, and the program's own work beside it.
+#[test]
+fn an_instance_runs_in_the_programs_own_loop() {
+    let shown = block(&page("docs/plugins.md"), "### In its own loop", "rust");
+    assert_eq!(shown, marked(include_str!("attached.rs")), "docs/plugins.md shows another loop");
+    let cluster = Cluster::up(2, &[]);
+    load(&cluster, &["-c", "step=2"]);
+    let client = Client::connect(Target::new(cluster.place(), "a loop").only("k0")).expect("a kernel");
+    let mut at = 0;
+    std::thread::scope(|scope| {
+        let calls = scope.spawn(|| {
+            runs(&cluster, "k0", std::process::id());
+            let value = [3, 4].map(|count| add(&cluster, "k0", count)["value"].clone());
+            // More than the socket has room for: the rest goes when there is room again, and nothing else wakes the loop.
+            let filled = cluster.ok(&["--member", "k0", "call", "tally", r#"{"fill":3000000}"#]);
+            assert_eq!(filled["reply"]["text"].as_str().map(str::len), Some(3_000_000));
+            let _ = cluster.ok(&["plugin", "unload", "tally"]);
+            value
+        });
+        beside(&client, || at += 1).expect("it was unloaded");
+        assert_eq!(calls.join().expect("it was answered"), [json!(6), json!(14)]);
+    });
+    assert!(at > 0, "it has work of its own");
+}
+
+/// A program that computes for longer than a callback may take has lost the instance, and is told so when it looks.
+#[test]
+fn one_that_does_not_look_for_too_long_has_lost_its_instance() {
+    let cluster = Cluster::up(1, &[]);
+    load(&cluster, &["--deadline", "200ms"]);
+    let client = Client::connect(Target::new(cluster.place(), "a loop")).expect("a kernel");
+    let mut driven = attach_driven::<Tally>(&client, "tally").expect("it attaches");
+    let running = || (instance(&cluster, "k0")["state"] == json!("running")).then_some(());
+    wait_for("it runs", || {
+        assert!(!driven.wait(Some(std::time::Duration::from_millis(20))).expect("it runs"));
+        running()
+    });
+    let asked = cluster.start(&["call", "tally", r#"{"add":1}"#]);
+    wait_for("it is not waited for any longer", || {
+        (instance(&cluster, "k0")["state"] == json!("starting")).then_some(())
+    });
+    let failure = driven.wait(None).expect_err("it is over");
+    assert!(failure.cause.as_deref().is_some_and(|cause| cause.contains("let it go")), "{failure:?}");
+    assert_eq!(driven.run_pending().expect_err("it says so again"), failure);
+    // The command at which it was lost takes no effect, as with any instance that hangs; the next program goes on behind it.
+    let mut next = attach_driven::<Tally>(&client, "tally").expect("it attaches again");
+    let mut run_until_ended = |mut asked: Child| {
+        wait_for("the call is answered", || {
+            let _ = next.wait(Some(std::time::Duration::from_millis(20))).expect("it runs");
+            asked.try_wait().expect("it is ours")
+        });
+        let output = asked.wait_with_output().expect("it has ended");
+        String::from_utf8(output.stdout).expect("text") + &String::from_utf8(output.stderr).expect("text")
+    };
+    let first = run_until_ended(asked);
+    assert!(first.contains("it took no effect"), "{first}");
+    let second = run_until_ended(cluster.start(&["call", "tally", r#"{"add":4}"#]));
+    assert!(second.contains("\"value\":4"), "{second}");
 }
 
 #[test]

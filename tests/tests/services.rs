@@ -2,7 +2,7 @@
 
 use dvm_plugin_api::local::Request;
 use dvm_tests::book::root;
-use dvm_tests::cluster::{Cluster, has, lives, wait_for};
+use dvm_tests::cluster::{Cluster, has, lives, services_in_c_are_answered, wait_for};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -377,33 +377,5 @@ fn a_plugin_in_c_asks_for_each_service() {
     let text = |path: &Path| path.to_str().expect("text").to_owned();
     let _ = cluster.ok(&["plugin", "load", "counter"]);
     let _ = cluster.ok(&["plugin", "load", &text(&library), "--mode", "hot", "--instances", "2"]);
-    let key = |name: &str| {
-        wait_for(&format!("{name} is answered"), || {
-            let key = cluster.json(&["state", "get", &format!("c/{name}")]);
-            (key.exit == 0).then(|| key.json()["value"].clone())
-        })
-    };
-    for (name, wanted) in [
-        ("call", json!({"value": 3})),
-        ("send", Value::Null),
-        ("absent", Value::Null),
-        ("watch", Value::Null),
-        ("timer", Value::Null),
-        ("spawn", Value::Null),
-        ("kill", Value::Null),
-        ("done", Value::Null),
-        ("undone", json!({"commands": [], "more": false, "missed": false})),
-        ("delete", Value::Null),
-        ("message", json!({"from": "k0", "body": {"hello": true}})),
-        ("output", json!("in C\n")),
-        ("exit", json!(5)),
-        ("changed", json!("w/x")),
-        ("applied", json!(42)),
-    ] {
-        assert_eq!(key(name), wanted, "{name}");
-    }
-    assert!(key("put")["version"].is_u64());
-    assert!(key("broadcast")["index"].is_u64());
-    assert!(key("refused").as_str().is_some_and(|text| text.contains("no member `nobody`")));
-    assert!(key("early").as_str().is_some_and(|text| text.contains("not its member's yet")));
+    services_in_c_are_answered(&cluster, "k0");
 }

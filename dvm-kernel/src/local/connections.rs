@@ -101,10 +101,10 @@ async fn serve(server: Rc<Server>, stream: UnixStream) {
     });
     // What is queued still leaves, as long as the client reads.
     let Ok(writer) = writing.await else { return };
-    if let Some(Wish { id, plugin }) = wish
+    if let Some(Wish { id, plugin, services }) = wish
         && let Ok(stream) = reader.reunite(writer).map_err(io::Error::other).and_then(UnixStream::into_std)
     {
-        let attach = Attach { id, pid: pid.cast_unsigned(), stream };
+        let attach = Attach { id, pid: pid.cast_unsigned(), stream, services };
         server.tell_plugins(ToPlugins::Attach { plugin, attach });
     }
 }
@@ -113,6 +113,7 @@ async fn serve(server: Rc<Server>, stream: UnixStream) {
 struct Wish {
     id: u64,
     plugin: String,
+    services: bool,
 }
 
 async fn read(
@@ -145,11 +146,12 @@ async fn read(
                 return Ok(None);
             }
             greeted = true;
-        } else if let (true, Request::Attach { plugin, version }) = (greeted, &message.request) {
+        } else if let (true, Request::Attach { plugin, version, services }) = (greeted, &message.request) {
             // What was asked before is answered first; then the connection has another purpose.
             while requests.join_next().await.is_some() {}
             if *version == ATTACH_VERSION {
-                return Ok(Some(Wish { id: message.id, plugin: plugin.clone() }));
+                let (id, plugin, services) = (message.id, plugin.clone(), *services);
+                return Ok(Some(Wish { id, plugin, services }));
             }
             let text =
                 format!("this kernel attaches applications in version {ATTACH_VERSION}, not {version}");

@@ -5,9 +5,12 @@
 //! [frames](super::channel) of a child that has its library already, so that it is told to start at once.
 
 use super::link::Link;
+use crate::services::desk::Desks;
+use dvm_core::state::PluginSpec;
 use dvm_plugin_api::local::{Answer, Failure, FailureCode, ToClient, write_frame};
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 /// An application's connection.
 #[derive(Debug)]
@@ -17,18 +20,26 @@ pub(crate) struct Attach {
     /// The application's process.
     pub(crate) pid: u32,
     pub(crate) stream: UnixStream,
+    /// It knows of services.
+    pub(crate) services: bool,
 }
 
 impl Attach {
-    /// The application runs the instance.
+    /// The application runs the instance, which has a desk from here on.
     ///
     /// # Errors
     /// What the system says of its socket.
-    pub(super) fn accept(self) -> io::Result<Link> {
+    pub(super) fn accept(self, spec: &PluginSpec, desks: &Arc<Desks>) -> io::Result<Link> {
+        let notices = self.services.then(|| desks.open(&spec.name));
+        let answer = match &notices {
+            Some(notices) => Answer::AttachedAt { desk: notices.id(), deadline_ms: spec.deadline_ms },
+            None => Answer::Attached,
+        };
         let mut greeting = Vec::new();
-        write_frame(&mut greeting, &ToClient { id: self.id, answer: Ok(Answer::Attached) })?;
+        write_frame(&mut greeting, &ToClient { id: self.id, answer: Ok(answer) })?;
         self.stream.set_nonblocking(true)?;
-        Ok(Link::application(self.pid, tokio::net::UnixStream::from_std(self.stream)?, greeting))
+        let socket = tokio::net::UnixStream::from_std(self.stream)?;
+        Ok(Link::application(self.pid, socket, greeting, notices))
     }
 
     /// It does not, for this reason.
@@ -46,14 +57,16 @@ impl Attach {
 mod tests {
     use super::super::channel::{FromChild, ToChild};
     use bytes::Bytes;
-    use dvm_plugin_api::{Said, Told};
+    use dvm_plugin_api::host::{Said, Told};
 
-    /// An application is built apart from its kernel: what each says must be what the other understands.
+    /// The two halves of the channel have types of their own, and an application is built apart from its kernel: what each
+    /// says must be what the other understands.
     #[test]
-    fn kernels_and_applications_mean_the_same() {
+    fn both_halves_of_the_channel_mean_the_same() {
         let bytes = |text: &'static str| (Bytes::from_static(text.as_bytes()), text.as_bytes().to_vec());
         let ((one, mine), (other, yours)) = (bytes("one"), bytes("other"));
         let pairs = [
+            (ToChild::Open(one.clone()), Told::Open(mine.clone())),
             (
                 ToChild::Validate { config: one.clone(), place: other.clone() },
                 Told::Validate { config: mine.clone(), place: yours.clone() },
@@ -84,6 +97,10 @@ mod tests {
             (Said::Done(mine), FromChild::Done(one)),
             (Said::Own("no".into()), FromChild::Own("no".into())),
             (Said::Panic("oh".into()), FromChild::Panic("oh".into())),
+            (
+                Said::NotLoaded { code: "abi".into(), reason: "old".into() },
+                FromChild::NotLoaded { code: "abi".into(), reason: "old".into() },
+            ),
         ];
         for (said, told) in pairs {
             let body = rmp_serde::to_vec(&said).expect("plain data");

@@ -1,24 +1,38 @@
-//! What a kernel and the child that holds a plug-in say to each other.
+//! What a kernel and the child that holds a plug-in say to each other: the kernel's half.
 //!
 //! A frame is a length (`u32`, little endian, at most [`FRAME_MAX`]) and that many bytes of MessagePack. The kernel
-//! sends [`ToChild`] without waiting; the child answers each with one [`FromChild`], in order.
+//! sends [`ToChild`] without waiting; the child answers each with one [`FromChild`], in order. The other half is the plug-in
+//! API's `host::Told` and `host::Said`, the same without [`Bytes`].
 
-use crate::services::asker::Access;
 use bytes::{Buf, Bytes, BytesMut};
+use dvm_plugin_api::host::FRAME_MAX;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::PathBuf;
 
-/// Largest frame, bytes: a snapshot must fit.
-pub(super) const FRAME_MAX: usize = 512 << 20;
+/// Where a child loads its library from, and asks for services.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Open {
+    /// A private copy. Inside the kernel there is none of what is mapped.
+    pub(super) library: PathBuf,
+    /// BLAKE3 of it.
+    pub(super) hash: [u8; 32],
+    /// The kernel's socket.
+    pub(super) socket: PathBuf,
+    /// The number of the instance's desk there.
+    pub(super) desk: u64,
+    /// The plug-in's name.
+    pub(super) plugin: String,
+    /// Longest time of a callback, milliseconds.
+    pub(super) deadline_ms: u64,
+}
 
 /// To the child. Payloads are in the plug-in's format; `place`, `meta` and events as the plug-in API encodes them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum ToChild {
-    /// Load the library: a private copy, and the hash of it. Inside the kernel there is no copy of what is mapped. Its
-    /// instance asks for services as `access` has it.
-    Open { library: PathBuf, hash: [u8; 32], access: Access },
+    /// Load the library: an [`Open`].
+    Open(Bytes),
     /// Would this configuration do?
     Validate { config: Bytes, place: Bytes },
     /// Start the instance.

@@ -4,39 +4,28 @@
 //! output and error go to the kernel's log. It dies with its kernel, leaves no core, and holds none of its parent's
 //! descriptors.
 
-use super::channel::{self, FromChild, ToChild};
-use super::context::{Context, Log};
+use super::channel::Open;
+use super::context::to_stderr;
 use super::inside::Inside;
-use crate::services::asker::{Access, during};
-use bytes::BytesMut;
 use dvm_core::ids::Name;
-use dvm_plugin_api::Role;
-use dvm_plugin_api::abi::HostCallsRef;
-use dvm_plugin_api::host::{CallError, Instance, Module};
-use dvm_plugin_api::service::Moment;
+use dvm_plugin_api::client::Target;
+use dvm_plugin_api::host::{Asker, Context, Hosted, Hosting, Module};
+use dvm_plugin_api::place::DvmPlace;
 use rustix::fs::{MemfdFlags, SealFlags, StatVfsMountFlags};
 use rustix::process::{Resource, Rlimit, Signal};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// Answers wait for company so long, and no longer.
-const FLUSH_AFTER: Duration = Duration::from_millis(1);
-/// Answers wait for company up to so many bytes.
-const FLUSH_BYTES: usize = 64 << 10;
-/// Bytes asked of the socket at a time.
-const READ_BYTES: usize = 256 << 10;
 
 /// The process, from start to end.
 pub(crate) fn main() -> ExitCode {
-    let mut hosted = Hosted::new(Context::new(Log::Stderr), None);
-    match settle().and_then(|socket| serve(socket, &mut hosted)) {
-        Ok(()) => ExitCode::SUCCESS,
+    let hosted = hosted(to_stderr(), None);
+    match settle().and_then(|socket| Hosting::new(socket, hosted, Vec::new()).run(None)) {
+        Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("plug-in host: {error}");
             ExitCode::FAILURE
@@ -80,167 +69,27 @@ pub(crate) fn close_inherited() -> io::Result<()> {
     Ok(())
 }
 
-/// Answers what comes, until the plug-in is to stop or the socket ends.
-///
-/// # Errors
-/// The socket's, and frames that do not read.
-pub(super) fn serve(mut socket: UnixStream, hosted: &mut Hosted) -> io::Result<()> {
-    let (mut received, mut answers) = (BytesMut::new(), Vec::new());
-    let mut chunk = vec![0; READ_BYTES];
-    let mut flushed = Instant::now();
-    loop {
-        while let Some(message) = channel::take::<ToChild>(&mut received)? {
-            let ends = matches!(message, ToChild::Stop);
-            channel::put(&hosted.handle(message), &mut answers);
-            if ends || answers.len() >= FLUSH_BYTES || flushed.elapsed() >= FLUSH_AFTER {
-                socket.write_all(&answers)?;
-                answers.clear();
-                flushed = Instant::now();
-            }
-            if ends {
-                return Ok(());
-            }
-        }
-        socket.write_all(&answers)?;
-        answers.clear();
-        let count = socket.read(&mut chunk)?;
-        if count == 0 {
-            return Ok(());
-        }
-        received.extend_from_slice(&chunk[..count]);
-        flushed = Instant::now();
-    }
-}
-
-/// What the far end holds.
-pub(super) struct Hosted {
-    context: &'static Context,
-    calls: HostCallsRef,
-    /// Inside a kernel: where its images are, and the plug-in's name.
-    inside: Option<(Arc<Inside>, Name)>,
-    module: Option<Module>,
-    instance: Option<Instance>,
-}
-
-impl Hosted {
-    pub(super) fn new(context: &'static Context, inside: Option<(Arc<Inside>, Name)>) -> Self {
-        Self { context, calls: context.calls(), inside, module: None, instance: None }
-    }
-
-    /// Ends an instance that was not told to stop: no process ends with it.
-    pub(super) fn end(&mut self) {
-        if let Some(instance) = self.instance.take() {
-            // Nobody hears of it any more.
-            let _ = during(Moment::Callback, || instance.stop());
-        }
-    }
-
-    fn open(&mut self, library: &Path, hash: [u8; 32], access: Access) -> FromChild {
-        let module = match &self.inside {
-            Some((inside, plugin)) => inside.open(hash, plugin, || load(library)),
-            None => load(library),
+/// An instance whose library the kernel names; inside a kernel with where its images are, and the plug-in's name.
+pub(super) fn hosted(context: &'static Context, inside: Option<(Arc<Inside>, Name)>) -> Hosted {
+    let open = move |open: &[u8]| {
+        let open: Open =
+            rmp_serde::from_slice(open).map_err(|error| ("corrupt".to_owned(), error.to_string()))?;
+        let module = match &inside {
+            Some((inside, plugin)) => inside.open(open.hash, plugin, || load(&open.library)),
+            None => load(&open.library),
         };
-        match module {
-            Ok(module) => {
-                self.context.opened(access);
-                self.module = Some(module);
-                done(Vec::new())
-            }
-            Err((code, reason)) => FromChild::NotLoaded { code: code.into(), reason },
-        }
-    }
-
-    fn handle(&mut self, message: ToChild) -> FromChild {
-        let calls = self.calls;
-        match message {
-            ToChild::Open { library, hash, access } => self.open(&library, hash, access),
-            ToChild::Validate { config, place } => match &self.module {
-                Some(module) => {
-                    let validate = || module.validate(&config, &place, calls);
-                    answer(during(Moment::Validate, validate).map(|()| Vec::new()))
-                }
-                None => missing("library"),
-            },
-            ToChild::Start { config, place } => match &self.module {
-                Some(module) => {
-                    let started = during(Moment::Start, || module.start(&config, &place, calls));
-                    answer(started.map(|instance| {
-                        self.instance = Some(instance);
-                        Vec::new()
-                    }))
-                }
-                None => missing("library"),
-            },
-            ToChild::Stop => match self.instance.take() {
-                Some(instance) => answer(during(Moment::Callback, || instance.stop()).map(|()| Vec::new())),
-                None => done(Vec::new()),
-            },
-            ToChild::Lease { until_us } => {
-                self.context.leased(until_us);
-                done(Vec::new())
-            }
-            other => match &mut self.instance {
-                Some(instance) => {
-                    if let ToChild::Role { fence, .. } = &other {
-                        self.context.promoted(*fence);
-                    }
-                    answer(during(moment(&other), || call(instance, other)))
-                }
-                None => missing("instance"),
-            },
-        }
-    }
+        let module = module.map_err(|(code, reason)| (code.to_owned(), reason))?;
+        context.opened(asker(open));
+        Ok(module)
+    };
+    Hosted::empty(Box::new(open), context)
 }
 
-/// Whether a callback must come to the same at every instance.
-fn moment(message: &ToChild) -> Moment {
-    match message {
-        ToChild::Apply { .. } => Moment::Fixed("apply"),
-        ToChild::Query(_) => Moment::Fixed("query"),
-        ToChild::Snapshot => Moment::Fixed("snapshot"),
-        ToChild::Restore(_) => Moment::Fixed("restore"),
-        _ => Moment::Callback,
-    }
-}
-
-fn call(instance: &mut Instance, message: ToChild) -> Result<Vec<u8>, CallError> {
-    let nothing = |()| Vec::new();
-    match message {
-        ToChild::Apply { meta, command } => instance.apply(&command, &meta),
-        ToChild::Query(command) => instance.query(&command),
-        ToChild::Configure(config) => instance.configure(&config).map(nothing),
-        ToChild::Event(event) => instance.on_event(&event).map(nothing),
-        ToChild::Place(place) => instance.on_place(&place).map(nothing),
-        ToChild::Role { role, fence } => {
-            instance.on_role(Role::numbered(role, fence).unwrap_or(Role::Active)).map(nothing)
-        }
-        ToChild::Restore(state) => instance.restore(&state).map(nothing),
-        ToChild::Snapshot => instance.snapshot(),
-        ToChild::Open { .. }
-        | ToChild::Validate { .. }
-        | ToChild::Start { .. }
-        | ToChild::Lease { .. }
-        | ToChild::Stop => {
-            unreachable!("answered without an instance")
-        }
-    }
-}
-
-fn done(bytes: Vec<u8>) -> FromChild {
-    FromChild::Done(bytes.into())
-}
-
-fn missing(what: &str) -> FromChild {
-    FromChild::Own(format!("the child holds no {what}"))
-}
-
-fn answer(result: Result<Vec<u8>, CallError>) -> FromChild {
-    match result {
-        Ok(bytes) => done(bytes),
-        Err(CallError::Own(text)) => FromChild::Own(text),
-        Err(CallError::Panic(text)) => FromChild::Panic(text),
-        Err(error @ CallError::Poisoned) => FromChild::Panic(error.to_string()),
-    }
+/// What its instance asks for services with.
+fn asker(open: Open) -> Result<Asker, String> {
+    let (place, member) = DvmPlace::at(&open.socket).map_err(|error| error.to_string())?;
+    let kernel = Target::new(place, format!("plug-in {}", open.plugin)).only(member.unwrap_or_default());
+    Ok(Asker::new(kernel, open.desk, open.plugin, open.deadline_ms))
 }
 
 /// Loads the private copy: itself, or where files may not be executed there, a sealed copy in memory.

@@ -4,7 +4,7 @@
 //! thousand keys for them. So unloading is logical, and an image is used again for the same hash.
 //!
 //! A thread cannot be killed. One that is told to end and does not is abandoned: what its instance asks of the kernel
-//! does nothing any more ([`Context::close`](super::context::Context::close)), and it counts as quarantined until it
+//! does nothing any more ([`Context::close`](dvm_plugin_api::host::Context::close)), and it counts as quarantined until it
 //! ends after all. A kernel with too many of them starts no more.
 
 use dvm_core::ids::Name;

@@ -472,12 +472,14 @@ impl<P: Peers> Instance<P> {
         loop {
             match self.inbox.recv().await {
                 None | Some(Message::Stop) => return None,
-                Some(Message::Attach(attach)) => match attach.accept() {
-                    Ok(link) => return Some(link),
-                    Err(error) => {
-                        tracing::warn!(plugin = self.spec.name, %error, "an application could not attach")
+                Some(Message::Attach(attach)) => {
+                    match attach.accept(&self.spec, &self.shared.options.desks) {
+                        Ok(link) => return Some(link),
+                        Err(error) => {
+                            tracing::warn!(plugin = self.spec.name, %error, "an application could not attach")
+                        }
                     }
-                },
+                }
                 // Nothing that runs would object.
                 Some(Message::Validate { answer, .. }) => drop(answer.send(Ok(()))),
                 Some(message) => self.while_down(message, "no application has attached for it", false),

@@ -1,13 +1,12 @@
 //! From a library to a child with a started instance, with the stage and code of whatever stops it.
 
 use super::Peers;
-use super::channel::{FromChild, ToChild};
+use super::channel::{FromChild, Open, ToChild};
 use super::history::{Base, Start};
 use super::link::Link;
 use super::manager::Shared;
 use super::process::Ending;
 use crate::peer::{Pace, STRETCH};
-use crate::services::asker::Access;
 use bytes::Bytes;
 use dvm_core::state::{Limits, Mode, Placement, PluginSpec};
 use dvm_core::wire::{ExecResult, Verdict};
@@ -179,15 +178,17 @@ pub(super) async fn begin<P: Peers>(
     let mut link =
         link.map_err(|error| Trouble::new("start", io_code(&error), format!("no child for it: {error}")))?;
     let notices = shared.options.desks.open(&spec.name);
-    let access = Access {
+    let open = Open {
+        library: path,
+        hash: spec.library.hash,
         socket: shared.options.socket.clone(),
         desk: notices.id(),
         plugin: spec.name.clone(),
         deadline_ms: spec.deadline_ms,
     };
     link.hold(notices);
-    let open = ToChild::Open { library: path, hash: spec.library.hash, access };
-    ask(&mut link, "check", &open, deadline).await?;
+    let open = rmp_serde::to_vec(&open).expect("it is plain data");
+    ask(&mut link, "check", &ToChild::Open(open.into()), deadline).await?;
     start(&mut link, base, place, until, deadline).await?;
     Ok(link)
 }

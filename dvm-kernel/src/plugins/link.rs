@@ -40,7 +40,7 @@ pub(super) struct Link {
     received: BytesMut,
     /// Nothing more will come from the socket.
     closed: bool,
-    /// The instance's end of its desk, until it serves. An application has none.
+    /// The instance's end of its desk, until it serves. An application of old has none.
     notices: Option<Notices>,
 }
 
@@ -101,8 +101,13 @@ impl Link {
     }
 
     /// An application that came by itself, with the first that it is told.
-    pub(super) fn application(pid: u32, socket: UnixStream, greeting: Vec<u8>) -> Self {
-        Self { out: greeting, ..Self::new(Far::Application { pid }, socket) }
+    pub(super) fn application(
+        pid: u32,
+        socket: UnixStream,
+        greeting: Vec<u8>,
+        notices: Option<Notices>,
+    ) -> Self {
+        Self { out: greeting, notices, ..Self::new(Far::Application { pid }, socket) }
     }
 
     fn new(far: Far, socket: UnixStream) -> Self {

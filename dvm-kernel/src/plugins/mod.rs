@@ -18,7 +18,7 @@
 //! inside     the images and threads of this kernel's own process
 //! channel    the frames between the two
 //! child      the far end: `dvm-kernel plugin-host`, or the thread
-//! context    what a plug-in's calls to its host lead to
+//! context    where the lines go that an instance logs
 //! ```
 
 mod application;

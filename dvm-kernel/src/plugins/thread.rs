@@ -1,9 +1,10 @@
 //! An instance as a thread of this kernel: what a process is for the others, with the same loop at its end.
 
-use super::child::{Hosted, serve};
-use super::context::{Context, Log, Speaker};
+use super::child::hosted;
+use super::context::{Speaker, to_log};
 use super::inside::Inside;
 use dvm_core::ids::Name;
+use dvm_plugin_api::host::{Context, Hosting};
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -36,14 +37,15 @@ impl Thread {
         ours.set_nonblocking(true)?;
         let socket = UnixStream::from_std(ours)?;
         let plugin = speaker.plugin.clone();
-        let context = Context::new(Log::Here(speaker));
+        let context = to_log(speaker);
         let (alive, ended) = mpsc::channel(1);
-        let mut hosted = Hosted::new(context, Some((inside.clone(), plugin.clone())));
+        let hosted = hosted(context, Some((inside.clone(), plugin.clone())));
+        let mut hosting = Hosting::new(theirs, hosted, Vec::new());
         let run = move || {
-            if let Err(error) = serve(theirs, &mut hosted) {
+            if let Err(error) = hosting.run(None) {
                 tracing::debug!(%error, "a plug-in's thread ends");
             }
-            hosted.end();
+            hosting.hosted().end();
             drop(ended);
         };
         let thread =

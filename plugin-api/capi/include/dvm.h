@@ -33,6 +33,9 @@
  * ERRORS. Functions that return int return a negative code on failure, and then dvm_error() tells what happened, to whom,
  * and what to do next. NULL for a required argument is DVM_USAGE.
  *
+ * INSTANCES. A program can also be the place of a plug-in's instance: dvm_attach, below, gives it the DVM's commands, events and
+ * changes of role by the callbacks of dvm_plugin.h, in its own loop or on a thread that it has for that.
+ *
  * STRINGS are UTF-8 and end with a zero. What the library gives out is the caller's only where it says so.
  */
 #ifndef DVM_H
@@ -59,7 +62,7 @@ enum {
     DVM_NOT_FOUND = -6,       /* no such plug-in, key, or setting */
     DVM_DENIED = -7,          /* not allowed */
     DVM_NO_QUORUM = -8,       /* this side of the DVM has no quorum */
-    DVM_ENDED = -9,           /* no failure: the DVM was halted, and all its events were told */
+    DVM_ENDED = -9,           /* no failure: the DVM was halted, and all its events were told; or the plug-in was unloaded */
     DVM_FORKED = -10,         /* the handle belongs to another process */
     DVM_PARTITION_LOST = -11  /* what this handle was told last is not in the history that stands: read anew */
 };
@@ -178,6 +181,72 @@ int dvm_config(dvm_t *dvm, char **settings, int timeout_ms);
 
 /* Changes a setting; with a member's name a tag of that member, which NULL or "" removes. 0, or a code of failure. */
 int dvm_config_set(dvm_t *dvm, const char *member, const char *key, const char *value, int timeout_ms);
+
+/* AN INSTANCE IN THIS PROCESS. A plug-in that was loaded with `--placement application --payload json` has its instance on a
+ * member in whichever program attaches there. It gives the table of callbacks that a plug-in in C exports, so the same file can
+ * be linked here and loaded elsewhere:
+ *
+ *     #include <dvm.h>
+ *     #include <dvm_plugin.h>
+ *     DVM_PLUGIN("tally", "1.0", DVM_JSON, functions)
+ *
+ *     dvm_attached_t *attached;
+ *     if (dvm_attach(dvm, "tally", &dvm_plugin_v1, &attached) < 0)
+ *         errx(1, "%s", dvm_error(dvm));
+ *     struct pollfd p = {.fd = dvm_attached_fd(attached), .events = POLLIN};
+ *     while (poll(&p, 1, -1) >= 0 && dvm_attached_run_pending(attached) >= 0)
+ *         ;
+ *     dvm_detach(attached);
+ *
+ * What dvm_plugin.h says of callbacks holds here, too: their order, who owns what, services of the host. What differs:
+ *
+ * - Threads. The library has none here either: callbacks come inside dvm_attached_run_pending and dvm_attached_wait, in the thread
+ *   that calls. A program that wants a thread for the instance starts one that calls dvm_attached_wait. One thread at a time uses
+ *   an instance, but for dvm_attached_end. It does not depend on the handle any more, which may be closed before it.
+ * - Deadlines. The kernel waits for each callback as long as the plug-in was loaded with (`--deadline`, 5 s), from when it is due,
+ *   whether or not the program runs it; and 30 s from dvm_attach to the end of `start` and `restore`. A program that computes for
+ *   longer between two calls loses the instance: load with a longer deadline, or give the instance a thread.
+ * - Waiting for oneself. The thread that runs an instance must not wait for an ordered command to it (dvm_call, or a service
+ *   `call`): nobody would apply it meanwhile.
+ * - Its end. `stop` is called at every end of an instance but that of the process, also where the kernel is lost: it frees what the
+ *   instance has. Then the host of `start` is gone. After a failure the program may attach again; it begins anew, with `start`.
+ * - fork. As with handles: in a forked child no function touches anything of the parent's. A child does not use the host either.
+ * - The log goes to this program's standard error, and a crash is this program's. */
+struct dvm_plugin_v1;
+typedef struct dvm_attached dvm_attached_t;
+
+/* Takes the instance of a plug-in, on the member that the handle talks to, and stores it in *attached; the caller ends it with
+ * dvm_detach. code: a dvm_plugin_v1_t, as DVM_PLUGIN makes it; it and what it points to stay until dvm_detach. No callback is called
+ * here. Waits until the kernel answers, 10 seconds at most. 0, or a code of failure, of which dvm_error(dvm) tells: *attached is
+ * NULL then. No such plug-in, one with another placement, no instance on that member, and one that another program runs already
+ * are DVM_FAILURE; a table of another version is DVM_USAGE. */
+int dvm_attach(dvm_t *dvm, const char *plugin, const struct dvm_plugin_v1 *code, dvm_attached_t **attached);
+
+/* A descriptor that is readable (POLLIN) when dvm_attached_run_pending has something to do; it is from the beginning. The same until
+ * dvm_detach. It is for poll, select, epoll and the like alone, as that of dvm_fd. A callback may ask for it, too. */
+int dvm_attached_fd(dvm_attached_t *attached);
+
+/* Makes the callbacks that are due, as many as 64 KiB of commands and events, and sends what they answer; waits for nothing but
+ * them. How many it made. DVM_ENDED: the plug-in was unloaded, and its `stop` was called. A code of failure: the instance is over
+ * for another reason. Both are repeated by every further call. A callback that calls it is refused with DVM_USAGE. */
+int dvm_attached_run_pending(dvm_attached_t *attached);
+
+/* Makes callbacks as they come, in this thread, for timeout_ms milliseconds (negative: until the instance is over; a callback that
+ * runs then is waited for). 0: time is up. DVM_ENDED, or a code of failure, as dvm_attached_run_pending. */
+int dvm_attached_wait(dvm_attached_t *attached, int timeout_ms);
+
+/* Gives the instance up: it has no token any more, and whoever runs it is told that it is over once the callback that it is in
+ * returns. For the DVM it has failed, and the next program may attach. Returns at once. Any thread may call it, and a callback, as
+ * long as dvm_detach has not been called. NULL is fine. */
+void dvm_attached_end(dvm_attached_t *attached);
+
+/* What the last failure with this instance was, as dvm_error tells it. The string lives until the next failure, or dvm_detach. */
+const char *dvm_attached_error(dvm_attached_t *attached);
+
+/* Gives the instance up if it is not over, calls its `stop` if that was not called, and frees it with its descriptor. No other
+ * thread may be in any function of it: a thread that runs it is ended by dvm_attached_end and joined before. Called by a
+ * callback, it takes effect when the function that made the callback returns. NULL is fine. */
+void dvm_detach(dvm_attached_t *attached);
 
 /* The families with a kind that begins so: dvm_mask("member-failed") is DVM_MEMBER. 0: there is no such kind. */
 uint64_t dvm_mask(const char *kind);

@@ -14,7 +14,8 @@
  *     cc -shared -fPIC -o libmine.so mine.c
  *     dvm plugin check ./libmine.so && dvm plugin load ./libmine.so
  *
- * This header is all that is needed: it links to nothing but the C library.
+ * This header is all that is needed: it links to nothing but the C library. A program can be the place of an instance, too, with the
+ * same table: dvm_attach in dvm.h.
  *
  * THE ONE RULE. apply may depend on nothing but the instance's state, the command and meta: no clock, no chance, no address,
  * no uninitialized memory. Effects on the outside carry (meta->fence, meta->index).

@@ -4,7 +4,9 @@
 
 use crate::event::{CEvent, Told};
 use crate::trouble::{Trouble, c_text};
+use dvm_plugin_api::Driven;
 use dvm_plugin_api::client::{Client, Events, Families, Filter, Next, Target};
+use dvm_plugin_api::host::Module;
 use dvm_plugin_api::local::{Answer, EventDoc, Failure, FailureCode, Request, Since};
 use std::cell::{Cell, RefCell};
 use std::ffi::{CString, c_char, c_int, c_void};
@@ -88,7 +90,11 @@ impl Dvm {
 
     /// Refuses a process that was forked from the one that opened it: both would read from one socket.
     pub(crate) fn check_process(&self) -> Result<(), Trouble> {
-        if self.process == std::process::id() { Ok(()) } else { Err(Trouble::forked(self.process)) }
+        if self.process == std::process::id() {
+            return Ok(());
+        }
+        let hint = "close it here with dvm_close, and open one of your own with dvm_open";
+        Err(Trouble::forked("handle", self.process, hint))
     }
 
     pub(crate) fn fd(&self) -> c_int {
@@ -220,6 +226,11 @@ impl Dvm {
 
     pub(crate) fn ask(&self, request: Request, timeout: Option<Duration>) -> Result<Answer, Trouble> {
         Ok(self.client.borrow_mut().request(request, None, timeout)?)
+    }
+
+    /// The instance of a plug-in at the kernel talked to.
+    pub(crate) fn attach(&self, plugin: &str, code: Module) -> Result<Driven, Trouble> {
+        Ok(Driven::of(&self.client.borrow(), plugin, code)?)
     }
 
     pub(crate) fn uri(&self) -> *const c_char {

@@ -4,12 +4,15 @@
 //! they were looked at, panics become failures, and a process that has not opened a handle is kept away from it.
 #![expect(clippy::missing_safety_doc, reason = "dvm.h says what every function wants of its arguments")]
 
+mod attached;
 mod event;
 mod handle;
 mod state;
 mod trouble;
 
+use attached::Attached;
 use dvm_plugin_api::client::Families;
+use dvm_plugin_api::host::Module;
 use event::CEvent;
 use handle::{Dvm, EventFn};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -223,6 +226,71 @@ pub unsafe extern "C" fn dvm_config_set(
     unsafe { with(dvm, set) }
 }
 
+/// Takes the instance of a plug-in.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_attach(
+    dvm: *mut Dvm,
+    plugin: *const c_char,
+    code: *const c_void,
+    attached: *mut *mut Attached,
+) -> c_int {
+    let attach = |dvm: &Dvm| {
+        let place = unsafe { attached.as_mut() }.ok_or_else(|| Trouble::null("where the instance goes"))?;
+        *place = std::ptr::null_mut();
+        let plugin = unsafe { needed(plugin, "the plug-in's name") }?;
+        if code.is_null() {
+            return Err(Trouble::null("the plug-in's table"));
+        }
+        let module = unsafe { Module::in_c(code) }.map_err(Trouble::usage)?;
+        *place = Box::into_raw(Box::new(Attached::new(dvm, plugin, module)?));
+        Ok(OK)
+    };
+    unsafe { with(dvm, attach) }
+}
+
+/// The descriptor of an instance.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_attached_fd(attached: *mut Attached) -> c_int {
+    unsafe { with_attached(attached, |attached| Ok(attached.fd())) }
+}
+
+/// Makes the callbacks that are due.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_attached_run_pending(attached: *mut Attached) -> c_int {
+    unsafe { run(attached, Attached::run_pending) }
+}
+
+/// Runs an instance until it is over.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_attached_wait(attached: *mut Attached, timeout_ms: c_int) -> c_int {
+    unsafe { run(attached, |attached| attached.wait(limit(timeout_ms))) }
+}
+
+/// Gives an instance up, from any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_attached_end(attached: *mut Attached) {
+    if let Some(attached) = unsafe { attached.as_ref() } {
+        attached.end();
+    }
+}
+
+/// The last failure of an instance.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_attached_error(attached: *mut Attached) -> *const c_char {
+    match unsafe { attached.as_ref() } {
+        Some(attached) => attached.error(),
+        None => LAST_OPEN.with_borrow(Trouble::text),
+    }
+}
+
+/// Gives an instance up, and lets go of it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dvm_detach(attached: *mut Attached) {
+    if unsafe { attached.as_ref() }.is_some_and(|attached| !attached.closes_later()) {
+        unsafe { free(attached) };
+    }
+}
+
 /// The families of a kind.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dvm_mask(kind: *const c_char) -> u64 {
@@ -288,6 +356,30 @@ unsafe fn with(dvm: *const Dvm, work: impl FnOnce(&Dvm) -> Result<c_int, Trouble
     guarded(work).unwrap_or_else(|trouble| dvm.fail(trouble))
 }
 
+/// The same with an instance.
+unsafe fn with_attached(
+    attached: *const Attached,
+    work: impl FnOnce(&Attached) -> Result<c_int, Trouble>,
+) -> c_int {
+    let Some(attached) = (unsafe { attached.as_ref() }) else {
+        return without_handle(Trouble::null("the instance"));
+    };
+    let work = || {
+        attached.check_process()?;
+        work(attached)
+    };
+    guarded(work).unwrap_or_else(|trouble| attached.fail(trouble))
+}
+
+/// Runs an instance, and frees it if a callback has detached it.
+unsafe fn run(attached: *mut Attached, work: impl FnOnce(&Attached) -> Result<c_int, Trouble>) -> c_int {
+    let ran = unsafe { with_attached(attached, work) };
+    if unsafe { attached.as_ref() }.is_some_and(Attached::closes_now) {
+        unsafe { free(attached) };
+    }
+    ran
+}
+
 /// Does `work` as [`with`] does, within a limit, and gives out the text that it makes. Whatever fails, the caller may free
 /// what is in `place`.
 unsafe fn give(
@@ -349,10 +441,10 @@ unsafe fn text<'a>(text: *const c_char, what: &str) -> Result<Option<&'a str>, T
     text.to_str().map(Some).map_err(|error| Trouble::usage(format!("{what} is not UTF-8: {error}")))
 }
 
-unsafe fn free(dvm: *mut Dvm) {
-    let dvm = unsafe { Box::from_raw(dvm) };
+unsafe fn free<T>(handle: *mut T) {
+    let handle = unsafe { Box::from_raw(handle) };
     // There is nobody left to tell of a panic.
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(dvm)));
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(handle)));
 }
 
 #[cfg(test)]
@@ -376,6 +468,11 @@ mod tests {
                 (dvm_fd(null), dvm_dispatch(null), dvm_subscribe(null, 1, std::ptr::null())),
                 (-2, -2, -2)
             );
+            let nothing = std::ptr::null_mut();
+            assert_eq!((dvm_attached_fd(nothing), dvm_attached_run_pending(nothing)), (-2, -2));
+            dvm_attached_end(nothing);
+            dvm_detach(nothing);
+            assert_eq!(dvm_fd(null), -2);
             assert!(dvm_uri(null).is_null() && dvm_through(null).is_null());
             let text = CStr::from_ptr(dvm_error(null)).to_str().expect("text");
             assert_eq!(text, "the handle is NULL");

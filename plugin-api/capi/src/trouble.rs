@@ -68,12 +68,22 @@ impl Trouble {
         Self::new(ENDED, "ended", &failure)
     }
 
-    /// The handle is another process's.
-    pub(crate) fn forked(owner: u32) -> Self {
-        let failure = Failure::new(FailureCode::Failure, format!("this handle belongs to process {owner}"))
+    /// The handle or the instance, as `what` says, is another process's, and `hint` what to do with it.
+    pub(crate) fn forked(what: &str, owner: u32, hint: &str) -> Self {
+        let failure = Failure::new(FailureCode::Failure, format!("this {what} belongs to process {owner}"))
             .cause(format!("process {} was forked from it, and shares its sockets", std::process::id()))
-            .hint("close it here with dvm_close, and open one of your own with dvm_open");
+            .hint(hint);
         Self::new(FORKED, "forked", &failure)
+    }
+
+    /// The plug-in is no more, and its instance has ended in order.
+    pub(crate) fn unloaded(plugin: &str) -> Self {
+        let failure = Failure::new(
+            FailureCode::Failure,
+            format!("{plugin} was unloaded, and its instance here has ended"),
+        )
+        .hint("attach again once it is loaded");
+        Self::new(ENDED, "ended", &failure)
     }
 
     /// Our own mistake.

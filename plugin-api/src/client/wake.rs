@@ -14,23 +14,23 @@ use std::time::{Duration, Instant};
 
 /// When it is readable even if nothing arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Alarm {
+pub(crate) enum Alarm {
     Never,
     Now,
     At(Instant),
 }
 
 #[derive(Debug)]
-pub(super) struct Wake {
+pub(crate) struct Wake {
     set: OwnedFd,
     timer: OwnedFd,
     /// The connection in the set. It is open: who closes one has called [`watch`](Self::watch) with another before.
-    watched: Option<RawFd>,
+    watched: Option<(RawFd, EventFlags)>,
     alarm: Alarm,
 }
 
 impl Wake {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let set = epoll::create(CreateFlags::CLOEXEC)?;
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
@@ -40,17 +40,26 @@ impl Wake {
 
     /// Makes it readable when `fd` is, and by the alarm, from now on. What was watched before must still be open: closed
     /// while a forked child holds it, it would stay in the set for ever.
-    pub(super) fn watch(&mut self, fd: Option<BorrowedFd<'_>>, alarm: Alarm) -> io::Result<()> {
-        let number = fd.map(|fd| fd.as_raw_fd());
-        if self.watched != number {
-            if let Some(old) = self.watched.take() {
+    pub(crate) fn watch(&mut self, fd: Option<BorrowedFd<'_>>, alarm: Alarm) -> io::Result<()> {
+        self.watch_for(fd.map(|fd| (fd, EventFlags::IN)), alarm)
+    }
+
+    /// The same where `fd` is ready for something else.
+    pub(crate) fn watch_for(
+        &mut self,
+        fd: Option<(BorrowedFd<'_>, EventFlags)>,
+        alarm: Alarm,
+    ) -> io::Result<()> {
+        let wanted = fd.map(|(fd, flags)| (fd.as_raw_fd(), flags));
+        if self.watched != wanted {
+            if let Some((old, _)) = self.watched.take() {
                 // SAFETY: by this function's contract it is open.
                 let old = unsafe { BorrowedFd::borrow_raw(old) };
                 epoll::delete(&self.set, old)?;
             }
-            if let Some(fd) = fd {
-                epoll::add(&self.set, fd, EventData::new_u64(1), EventFlags::IN)?;
-                self.watched = number;
+            if let Some((fd, flags)) = fd {
+                epoll::add(&self.set, fd, EventData::new_u64(1), flags)?;
+                self.watched = wanted;
             }
         }
         if self.alarm != alarm {
@@ -108,6 +117,16 @@ mod tests {
         other.write_all(b"x").expect("written");
         assert!(readable(&wake));
         wake.watch(None, Alarm::Never).expect("watched");
+        assert!(!readable(&wake));
+    }
+
+    #[test]
+    fn it_tells_when_there_is_room() {
+        let mut wake = Wake::new().expect("made");
+        let (one, _other) = UnixStream::pair().expect("a pair");
+        wake.watch_for(Some((one.as_fd(), EventFlags::OUT)), Alarm::Never).expect("watched");
+        assert!(readable(&wake));
+        wake.watch(Some(one.as_fd()), Alarm::Never).expect("watched");
         assert!(!readable(&wake));
     }
 

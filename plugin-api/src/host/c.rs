@@ -4,7 +4,6 @@
 //! plug-in in Rust does. What C is given is described in the header, with who owns it and for how long; the structures
 //! here are the header's, and grow with it at their ends.
 
-use super::LoadError;
 use crate::abi::{C_SYMBOL as SYMBOL, Handle, HostCallsRef, Out, PluginModule, PluginModuleRef, status};
 use crate::export::{Stopped, decode};
 use crate::plugin::{Event, Meta, Place};
@@ -219,8 +218,7 @@ impl Library {
     ///
     /// # Errors
     /// It is not one that this host knows.
-    pub(super) unsafe fn of(table: *const Table) -> Result<Self, LoadError> {
-        let wrong = |reason: String| Err(LoadError::Abi { reason });
+    pub(super) unsafe fn of(table: *const Table) -> Result<Self, String> {
         // SAFETY: tables of all versions begin with these two.
         let (size, abi) =
             unsafe { ((&raw const (*table).struct_size).read(), (&raw const (*table).abi).read()) };
@@ -228,32 +226,32 @@ impl Library {
         if abi >> 16 != MAJOR {
             let (major, minor) = (abi >> 16, abi & 0xffff);
             let ours = crate::abi::VERSION;
-            return wrong(format!("{SYMBOL} is of ABI {major}.{minor}, this host speaks {ours}; {advice}"));
+            return Err(format!("{SYMBOL} is of ABI {major}.{minor}, this host speaks {ours}; {advice}"));
         }
         if (size as usize) < size_of::<Table>() {
             let least = size_of::<Table>();
-            return wrong(format!("{SYMBOL} has a struct_size of {size}, the least is {least}; {advice}"));
+            return Err(format!("{SYMBOL} has a struct_size of {size}, the least is {least}; {advice}"));
         }
         // SAFETY: it is as large as ours at least.
         let Table { functions_size: size, flags, functions, .. } = unsafe { table.read() };
         if (size as usize) < size_of::<Functions>() || functions.is_null() {
             let least = size_of::<Functions>();
-            return wrong(format!("{SYMBOL} has a functions_size of {size}, the least is {least}; {advice}"));
+            return Err(format!("{SYMBOL} has a functions_size of {size}, the least is {least}; {advice}"));
         }
         // SAFETY: it is as large as ours at least.
         let functions = unsafe { functions.read() };
         for (name, missing) in [("start", functions.start.is_none()), ("apply", functions.apply.is_none())] {
             if missing {
-                return wrong(format!("its functions have no `{name}`; every plug-in has one"));
+                return Err(format!("its functions have no `{name}`; every plug-in has one"));
             }
         }
         let state = (functions.snapshot.is_some(), functions.restore.is_some());
         match (state, flags & STATELESS != 0) {
             ((true, true), _) | ((false, false), true) => Ok(Self(functions)),
-            ((false, false), false) => wrong(
+            ((false, false), false) => Err(
                 "its functions have neither `snapshot` nor `restore`; a plug-in without state says DVM_PLUGIN_STATELESS".into(),
             ),
-            _ => wrong("its functions have one of `snapshot` and `restore`; it takes both or none".into()),
+            _ => Err("its functions have one of `snapshot` and `restore`; it takes both or none".into()),
         }
     }
 

@@ -5,7 +5,7 @@
 //! they keep pointers into libraries; the layout check here runs both ways, each with caches of its own, and accepts if
 //! either holds: so old plug-ins run on new hosts and new ones on old hosts.
 
-use super::{Kind, Module, c};
+use super::{Kind, Module};
 use crate::abi::{C_SYMBOL, PluginModuleRef, SYMBOL};
 use abi_stable::StableAbi;
 use abi_stable::abi_stability::abi_checking::{
@@ -74,14 +74,14 @@ impl Module {
         // SAFETY: the manifest says that the library is ours, and then the symbol is an `abi_stable` header.
         let header = unsafe { library.get::<AbiHeaderRef>(SYMBOL).map(|symbol| *symbol) };
         // SAFETY: the manifest says that the library is ours, and then the symbol is a table as dvm_plugin.h has it.
-        let table = unsafe { library.get::<*const c::Table>(C_SYMBOL).map(|symbol| *symbol) };
+        let table = unsafe { library.get::<*const std::ffi::c_void>(C_SYMBOL).map(|symbol| *symbol) };
         std::mem::forget(library);
         let abi = |reason: String| LoadError::Abi { reason };
         let header = match (header, table) {
             (Ok(header), _) => header,
             // SAFETY: as above.
             (Err(_), Ok(table)) => {
-                return unsafe { c::Library::of(table) }.map(|library| Self(Kind::C(library)));
+                return unsafe { Self::in_c(table) }.map_err(abi);
             }
             (Err(_), Err(_)) => return Err(abi(format!("it exports neither {SYMBOL} nor {}", C_SYMBOL))),
         };

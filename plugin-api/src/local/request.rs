@@ -188,12 +188,15 @@ pub enum Request {
     /// What this kernel has counted since it started, and what it measures now; orders nothing. [`Answer::Metrics`].
     Metrics,
     /// The first after hello: from the answer on the connection is that of a plug-in's instance on this member, which
-    /// runs in the client's process. [`Answer::Attached`].
+    /// runs in the client's process. [`Answer::AttachedAt`] where `services` are wanted, else [`Answer::Attached`].
     Attach {
         /// A plug-in loaded with placement `application`.
         plugin: String,
         /// [`ATTACH_VERSION`](crate::ATTACH_VERSION).
         version: u16,
+        /// The instance may ask for [services](crate::service). An older application does not know of them.
+        #[serde(default)]
+        services: bool,
     },
 }
 
@@ -475,8 +478,15 @@ pub enum Answer {
         /// How long it took.
         elapsed_us: u64,
     },
-    /// To [`Request::Attach`].
+    /// To [`Request::Attach`] of an application without services, or by an older kernel.
     Attached,
+    /// To [`Request::Attach`].
+    AttachedAt {
+        /// The number of the instance's desk, for [`Request::Service`].
+        desk: u64,
+        /// Longest time of a callback, milliseconds.
+        deadline_ms: u64,
+    },
     /// To [`Request::Watched`].
     Watched {
         /// The index of an entry and when it was delivered, or the serial number of a transaction and when its outcome

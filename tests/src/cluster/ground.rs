@@ -251,6 +251,15 @@ impl Cluster {
         runtime.dvm(&self.name).expect("the name of a DVM")
     }
 
+    /// The URI of a member's socket: its kernel is the one that is talked to first.
+    ///
+    /// # Panics
+    /// When the path is too long.
+    #[must_use]
+    pub fn uri(&self, member: &str) -> String {
+        format!("unix:{}", self.place().socket(member).expect("a path").display())
+    }
+
     /// Kills a member's kernel, and waits until its process is gone.
     ///
     /// # Panics

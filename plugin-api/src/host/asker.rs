@@ -3,13 +3,10 @@
 //! A question goes over a connection to the kernel's socket, opened when it is needed and kept for the next one. A
 //! question from a callback is answered before the callback's own deadline ends the instance.
 
-use dvm_plugin_api::client::{Client, Target};
-use dvm_plugin_api::local::{Answer, Failure, Request};
-use dvm_plugin_api::place::DvmPlace;
-use dvm_plugin_api::service::{ANSWER_MS, ASKS_MAX, Ask, Moment, refusal};
-use serde::{Deserialize, Serialize};
+use crate::client::{Client, Target};
+use crate::local::{Answer, Failure, Request};
+use crate::service::{ANSWER_MS, ASKS_MAX, Ask, Moment, refusal};
 use std::cell::Cell;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,47 +20,42 @@ thread_local! {
 }
 
 /// Runs a callback, so that what it asks is known to come from it.
-pub(crate) fn during<R>(moment: Moment, callback: impl FnOnce() -> R) -> R {
+pub fn during<R>(moment: Moment, callback: impl FnOnce() -> R) -> R {
     let before = DURING.replace(Some((moment, Instant::now())));
     let result = callback();
     DURING.set(before);
     result
 }
 
-/// Where an instance asks, and as whom.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Access {
-    /// The kernel's socket.
-    pub(crate) socket: PathBuf,
-    /// The number of its desk.
-    pub(crate) desk: u64,
-    /// The plug-in's name.
-    pub(crate) plugin: String,
-    /// Longest time of a callback, milliseconds.
-    pub(crate) deadline_ms: u64,
-}
-
 /// What an instance asks with, from any of its threads.
 #[derive(Debug)]
-pub(crate) struct Asker {
-    access: Access,
+pub struct Asker {
+    target: Target,
+    desk: u64,
+    plugin: String,
+    deadline_ms: u64,
     /// Connections that nobody uses at present.
     idle: Mutex<Vec<Client>>,
     asking: AtomicUsize,
 }
 
 impl Asker {
-    pub(crate) fn new(access: Access) -> Self {
-        Self { access, idle: Mutex::default(), asking: AtomicUsize::new(0) }
+    /// For the instance of `plugin` that has this desk at the kernel of `target`, whose callbacks may take so long.
+    #[must_use]
+    pub fn new(target: Target, desk: u64, plugin: String, deadline_ms: u64) -> Self {
+        Self { target, desk, plugin, deadline_ms, idle: Mutex::default(), asking: AtomicUsize::new(0) }
     }
 
-    /// Asks; both sides are MessagePack. The error is in words for people.
-    pub(crate) fn ask(&self, request: &[u8]) -> Result<Vec<u8>, String> {
+    /// Asks; both sides are MessagePack.
+    ///
+    /// # Errors
+    /// Why there is no answer, in words for people.
+    pub fn ask(&self, request: &[u8]) -> Result<Vec<u8>, String> {
         let ask: Ask = rmp_serde::from_slice(request)
             .map_err(|error| format!("this kernel does not know what is asked: {error}"))?;
         let during = DURING.get();
         let moment = during.map_or(Moment::Thread, |(moment, _)| moment);
-        if let Some(why) = refusal(moment, &ask, &self.access.plugin) {
+        if let Some(why) = refusal(moment, &ask, &self.plugin) {
             return Err(why);
         }
         let limit = self.limit(&ask, during.map(|(_, since)| since));
@@ -85,7 +77,7 @@ impl Asker {
             _ => Duration::from_millis(ANSWER_MS),
         };
         let left = since.map(|since| {
-            let most = Duration::from_millis(self.access.deadline_ms.saturating_mul(4) / 5);
+            let most = Duration::from_millis(self.deadline_ms.saturating_mul(4) / 5);
             most.saturating_sub(since.elapsed())
         });
         asked.min(left.unwrap_or(asked)).max(Duration::from_millis(1))
@@ -97,7 +89,7 @@ impl Asker {
             Some(client) => client,
             None => self.connect(limit)?,
         };
-        let request = Request::Service { desk: self.access.desk, ask };
+        let request = Request::Service { desk: self.desk, ask };
         let answer = client.request(request, None, Some(limit));
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(client);
         match answer {
@@ -108,9 +100,7 @@ impl Asker {
     }
 
     fn connect(&self, limit: Duration) -> Result<Client, String> {
-        let (place, member) = DvmPlace::at(&self.access.socket).map_err(|error| error.to_string())?;
-        let mut target = Target::new(place, format!("plug-in {}", self.access.plugin));
-        target = target.only(member.unwrap_or_default());
+        let mut target = self.target.clone();
         target.reach = target.reach.min(limit);
         Client::connect(target).map_err(|failure| words(&failure))
     }
