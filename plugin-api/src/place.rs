@@ -155,9 +155,7 @@ pub fn check_private(path: &Path) -> Result<(), PlaceError> {
 /// # Errors
 /// [`PlaceError`]; leading directories may have been created.
 pub fn log_dir_ready(path: &Path) -> Result<(), PlaceError> {
-    if let Some(parent) = path.parent()
-        && parent == default_log_root()
-    {
+    if let Some(parent) = path.parent().filter(|parent| *parent == default_log_root()) {
         private_dir(parent)?;
     }
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| PlaceError::Io {

@@ -383,10 +383,7 @@ impl AsFd for Events {
 /// Remembers an event's place; whether it is new.
 fn note(since: &mut Since, last: &mut Option<EventDoc>, event: &EventDoc) -> bool {
     let Some(index) = event.index else { return true };
-    if let Some(last) = last
-        && last.lineage == event.lineage
-        && last.index >= Some(index)
-    {
+    if last.as_ref().is_some_and(|last| last.lineage == event.lineage && last.index >= Some(index)) {
         return false;
     }
     *since = Since::Cursor(event.cursor.clone());
