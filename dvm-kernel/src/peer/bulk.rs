@@ -5,12 +5,8 @@
 //! library: an idle kernel has none.
 
 use rustix::process::{getpriority_process, setpriority_process};
-use rustix::thread::set_current_timer_slack;
-use std::cell::Cell;
 use std::io;
-use std::num::NonZeroU64;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinSet;
 
@@ -21,34 +17,20 @@ const NICE: i32 = 10;
 /// Bytes hashed, encrypted or copied at a stretch: some 100 us of work.
 pub(crate) const STRETCH: usize = 64 << 10;
 
-/// How long the thread is away then.
-const REST: Duration = Duration::from_micros(50);
-
-/// How much longer the system may let it sleep, nanoseconds; it would take as long again.
-const SLACK: NonZeroU64 = NonZeroU64::new(1_000).expect("it is not zero");
-
-thread_local! {
-    /// Whether this thread gives way.
-    static GIVES_WAY: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Work in stretches, on a thread that gives way; on another, that serves clients too, without rest. A thread that only
-/// is preferred less keeps the processor for its slice of some milliseconds once it has
-/// it, and threads of other sessions are not preferred to it at all: one that is away often is in nobody's way.
+/// Work in stretches. Whoever is only preferred less keeps the processor for its slice of some milliseconds once it has
+/// it; one that gives it up after each stretch is in nobody's way.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     done: usize,
 }
 
 impl Pace {
-    /// So many bytes more are done; rests where that makes a stretch.
+    /// So many bytes more are done; gives way where that makes a stretch.
     pub(crate) fn step(&mut self, bytes: usize) {
         self.done += bytes;
         if self.done >= STRETCH {
             self.done = 0;
-            if GIVES_WAY.get() {
-                std::thread::sleep(REST);
-            }
+            std::thread::yield_now();
         }
     }
 }
@@ -100,11 +82,8 @@ impl Bulk {
     }
 }
 
-/// Has the system prefer other threads of this kernel to this one, for good, and end its rests in time.
+/// Has the system prefer other threads of this kernel to this one, for good.
 pub(crate) fn give_way() {
-    GIVES_WAY.set(true);
-    // With more slack it is only slower.
-    let _ = set_current_timer_slack(Some(SLACK));
     let lowered = getpriority_process(None).and_then(|now| setpriority_process(None, (now + NICE).min(19)));
     if let Err(error) = lowered {
         tracing::info!(%error, "a thread for bytes in bulk cannot give way to others");
