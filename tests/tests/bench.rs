@@ -52,8 +52,8 @@ fn every_loss_is_told_and_made_up_for() {
 
 #[test]
 fn a_library_is_loaded_while_the_ring_goes_on() {
-    let document = bench(&["library", "--size", "9000000", "--runs", "2", "--seconds", "0.2"]);
-    assert_eq!((&document["size"], &document["runs"]), (&9_000_000.into(), &2.into()));
+    let document = bench(&["library", "--size", "16000000", "--runs", "2", "--seconds", "0.2"]);
+    assert_eq!((&document["size"], &document["runs"]), (&16_000_000.into(), &2.into()));
     assert!(p50(&document, "/load_ms") > 0.0);
     assert!(
         p50(&document, "/ring/idle_us") > 0.0 && p50(&document, "/ring/meanwhile_us") > 0.0,
