@@ -3,16 +3,23 @@
 use super::{Acting, Asker};
 use crate::abi::{HostCalls, HostCallsRef, Out, Slice, hand_out};
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// Where a line of the log goes, with its [level](crate::abi::level).
 type Log = Box<dyn Fn(u8, &str) + Send + Sync>;
 
-/// What the host knows of one instance. A plug-in may keep what leads to it for ever, and so it is never freed.
+/// What the host knows of one instance. A plug-in may keep what leads to it for ever, and so it is never freed: what it
+/// logs and asks with is, when it is over.
 pub struct Context {
-    log: Log,
     /// Once it may never act again the instance is over, whatever its code still does.
     acting: Acting,
+    /// Nothing once it is over.
+    open: RwLock<Option<Arc<Open>>>,
+}
+
+/// What an instance needs as long as it lives.
+struct Open {
+    log: Log,
     /// What it asks for services with, or why it cannot.
     asker: OnceLock<Result<Asker, String>>,
 }
@@ -21,8 +28,8 @@ impl Context {
     /// Of an instance that logs there.
     #[must_use]
     pub fn new(log: impl Fn(u8, &str) + Send + Sync + 'static) -> &'static Self {
-        let log = Box::new(log);
-        Box::leak(Box::new(Self { log, acting: Acting::default(), asker: OnceLock::new() }))
+        let open = Open { log: Box::new(log), asker: OnceLock::new() };
+        Box::leak(Box::new(Self { acting: Acting::default(), open: RwLock::new(Some(Arc::new(open))) }))
     }
 
     /// The functions that lead here.
@@ -33,8 +40,10 @@ impl Context {
 
     /// From here on it may ask for services, or is told why it cannot. Counts once.
     pub fn opened(&self, asker: Result<Asker, String>) {
-        // It is one instance, at one desk.
-        let _ = self.asker.set(asker);
+        if let Some(open) = self.open() {
+            // It is one instance, at one desk.
+            let _ = open.asker.set(asker);
+        }
     }
 
     /// See [`Acting::promoted`].
@@ -50,6 +59,7 @@ impl Context {
     /// From here on nothing that the instance asks does anything.
     pub fn close(&self) {
         self.acting.end();
+        drop(self.open.write().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Whether it was closed.
@@ -58,9 +68,13 @@ impl Context {
         self.acting.is_over()
     }
 
+    fn open(&self) -> Option<Arc<Open>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn ask(&self, request: &[u8]) -> Result<Vec<u8>, String> {
-        match self.asker.get() {
-            _ if self.is_over() => Err("this instance is over".into()),
+        let Some(open) = self.open() else { return Err("this instance is over".into()) };
+        match open.asker.get() {
             Some(Ok(asker)) => asker.ask(request),
             Some(Err(why)) => Err(why.clone()),
             None => Err("nothing can be asked while the library is loaded".into()),
@@ -70,7 +84,9 @@ impl Context {
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context").field("acting", &self.acting).field("asker", &self.asker).finish()
+        let open = self.open();
+        let asker = open.as_ref().and_then(|open| open.asker.get());
+        f.debug_struct("Context").field("acting", &self.acting).field("asker", &asker).finish()
     }
 }
 
@@ -81,9 +97,8 @@ fn behind(ctx: *const ()) -> &'static Context {
 }
 
 extern "C" fn log(ctx: *const (), level: u8, text: Slice<'_>) {
-    let context = behind(ctx);
-    if !context.is_over() {
-        (context.log)(level, &String::from_utf8_lossy(text.as_slice()));
+    if let Some(open) = behind(ctx).open() {
+        (open.log)(level, &String::from_utf8_lossy(text.as_slice()));
     }
 }
 
