@@ -70,6 +70,7 @@ mod tail;
 #[doc(hidden)]
 pub use tail::Tail;
 
+use crate::Event;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -100,6 +101,8 @@ pub const OUTPUT_MAX: usize = 64 << 10;
 pub const CHUNK_MAX: usize = 16 << 10;
 /// Questions of one instance that are answered at a time.
 pub const ASKS_MAX: usize = 16;
+/// How long a process that is killed has between SIGTERM and SIGKILL, milliseconds.
+pub const KILL_AFTER_MS: u64 = 2_000;
 /// Longest time for an answer where nothing else is said, milliseconds.
 pub const ANSWER_MS: u64 = 10_000;
 /// Undone commands in one answer, bytes of JSON.
@@ -323,6 +326,36 @@ pub fn absent(plugin: &str) -> String {
 #[must_use]
 pub fn full(plugin: &str) -> String {
     format!("has an instance of `{plugin}` for which {WAITING_MAX} events wait; send it later")
+}
+
+/// What is said where an instance has set going as much as it may.
+#[doc(hidden)]
+#[must_use]
+pub fn too_many(most: usize, what: &str) -> String {
+    format!("{most} {what} by this instance already, which is the most")
+}
+
+/// What is said where a plug-in runs as many processes on a member as it may.
+#[doc(hidden)]
+#[must_use]
+pub fn too_many_processes(plugin: &str) -> String {
+    format!("{PROCESSES_MAX} processes of `{plugin}` run here already")
+}
+
+/// What is said where nothing is named that could be run.
+#[doc(hidden)]
+pub const NO_PROGRAM: &str = "no program is named: argv is empty";
+
+/// An event as instances are given it; 0 is the index of one that comes to an instance alone. Fields that are no object are
+/// none.
+#[doc(hidden)]
+#[must_use]
+pub fn event(index: u64, kind: &str, fields: Value) -> Vec<u8> {
+    let fields = match fields {
+        Value::Object(fields) => fields,
+        _ => serde_json::Map::new(),
+    };
+    rmp_serde::to_vec_named(&Event::new(index, kind, fields)).expect("an event is plain data")
 }
 
 /// What is said where effects are spoken of by an instance that is not the primary.

@@ -165,7 +165,7 @@ impl Server {
         order: Order,
     ) -> Result<(), Failure> {
         if order.argv.is_empty() {
-            return Err(Failure::new(FailureCode::Usage, "no program is named: argv is empty"));
+            return Err(Failure::new(FailureCode::Usage, service::NO_PROGRAM));
         }
         let id = self.find_member(&member).await?;
         let (server, to) = (self.clone(), desk.clone());
@@ -319,8 +319,7 @@ fn set_timer(desk: &Arc<Desk>, name: String, after_ms: u64, every_ms: Option<u64
 }
 
 fn too_many(most: usize, what: &str) -> Failure {
-    Failure::new(FailureCode::Rejected, format!("{most} {what} by this instance already, which is the most"))
-        .hint("end one first")
+    Failure::new(FailureCode::Rejected, service::too_many(most, what)).hint("end one first")
 }
 
 fn unexpected() -> Failure {

@@ -6,7 +6,6 @@
 use crate::security::draw_id;
 use bytes::Bytes;
 use dvm_core::ids::Name;
-use dvm_plugin_api::Event;
 use dvm_plugin_api::service::{self, FOLLOWED_MAX, TIMERS_MAX, WAITING_MAX, WATCHES_MAX};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,12 +56,7 @@ pub(crate) struct Notices {
 
 /// An event that comes to one instance alone.
 pub(crate) fn own_event(kind: &str, fields: Value) -> Bytes {
-    event(0, kind, fields)
-}
-
-fn event(index: u64, kind: &str, fields: Value) -> Bytes {
-    let Value::Object(fields) = fields else { unreachable!("fields are an object") };
-    rmp_serde::to_vec_named(&Event::new(index, kind, fields)).expect("an event is plain data").into()
+    service::event(0, kind, fields).into()
 }
 
 impl Desks {
@@ -104,7 +98,7 @@ impl Desks {
         if watching.is_empty() {
             return;
         }
-        let event = event(index, "key-changed", fields());
+        let event = Bytes::from(service::event(index, "key-changed", fields()));
         for desk in watching {
             if desk.waiting.try_send(event.clone()).is_err() {
                 desk.lost.fetch_add(1, Ordering::Relaxed);
@@ -241,6 +235,7 @@ impl Drop for Notices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dvm_plugin_api::Event;
 
     fn read(event: &Bytes) -> Event {
         rmp_serde::from_slice(event).expect("an event")

@@ -7,6 +7,7 @@
 use crate::plugins::channel;
 use crate::plugins::child::{close_inherited, take_socket};
 use bytes::BytesMut;
+use dvm_plugin_api::service::KILL_AFTER_MS;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
@@ -21,7 +22,7 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Between SIGTERM and SIGKILL.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_millis(KILL_AFTER_MS);
 
 /// What is to be run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

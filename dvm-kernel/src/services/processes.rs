@@ -8,7 +8,7 @@ use super::keeper::{self, End, FromKeeper, Order, ToKeeper};
 use crate::plugins::channel;
 use bytes::BytesMut;
 use dvm_core::ids::Name;
-use dvm_plugin_api::service::{CHUNK_MAX, ENDED_MAX, PROCESSES_MAX, Tail};
+use dvm_plugin_api::service::{CHUNK_MAX, ENDED_MAX, PROCESSES_MAX, Tail, too_many_processes};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::{Deserialize, Serialize};
 use std::cell::{Cell, RefCell};
@@ -152,7 +152,7 @@ impl Processes {
         let mine = || runs.iter().filter(|((of, _), _)| of == plugin);
         let over = |run: &Run| run.end.borrow().is_some();
         if mine().filter(|(_, run)| !over(run)).count() >= PROCESSES_MAX {
-            return Err(format!("{PROCESSES_MAX} processes of `{plugin}` run here already"));
+            return Err(too_many_processes(plugin));
         }
         let ended = || mine().filter(|(_, run)| over(run));
         if ended().count() >= ENDED_MAX {

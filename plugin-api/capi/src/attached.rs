@@ -42,12 +42,8 @@ impl Attached {
         })
     }
 
-    /// Refuses a process that was forked from the one that attached: both would read from one socket.
     pub(crate) fn check_process(&self) -> Result<(), Trouble> {
-        if self.process == std::process::id() {
-            return Ok(());
-        }
-        Err(Trouble::forked("instance", self.process, "let go of it here with dvm_detach"))
+        Trouble::unless_here(self.process, "instance", "let go of it here with dvm_detach")
     }
 
     pub(crate) fn fd(&self) -> c_int {

@@ -88,13 +88,9 @@ impl Dvm {
         })
     }
 
-    /// Refuses a process that was forked from the one that opened it: both would read from one socket.
     pub(crate) fn check_process(&self) -> Result<(), Trouble> {
-        if self.process == std::process::id() {
-            return Ok(());
-        }
         let hint = "close it here with dvm_close, and open one of your own with dvm_open";
-        Err(Trouble::forked("handle", self.process, hint))
+        Trouble::unless_here(self.process, "handle", hint)
     }
 
     pub(crate) fn fd(&self) -> c_int {

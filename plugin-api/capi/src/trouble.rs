@@ -68,12 +68,16 @@ impl Trouble {
         Self::new(ENDED, "ended", &failure)
     }
 
-    /// The handle or the instance, as `what` says, is another process's, and `hint` what to do with it.
-    pub(crate) fn forked(what: &str, owner: u32, hint: &str) -> Self {
+    /// Refuses every process but the one that made the handle or the instance, as `what` says: a forked one would read from
+    /// the same socket. `hint` is what to do with it there.
+    pub(crate) fn unless_here(owner: u32, what: &str, hint: &str) -> Result<(), Self> {
+        if owner == std::process::id() {
+            return Ok(());
+        }
         let failure = Failure::new(FailureCode::Failure, format!("this {what} belongs to process {owner}"))
             .cause(format!("process {} was forked from it, and shares its sockets", std::process::id()))
             .hint(hint);
-        Self::new(FORKED, "forked", &failure)
+        Err(Self::new(FORKED, "forked", &failure))
     }
 
     /// The plug-in is no more, and its instance has ended in order.

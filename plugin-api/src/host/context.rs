@@ -59,7 +59,9 @@ impl Context {
     /// From here on nothing that the instance asks does anything.
     pub fn close(&self) {
         self.acting.end();
-        drop(self.open.write().unwrap_or_else(PoisonError::into_inner).take());
+        let open = self.open.write().unwrap_or_else(PoisonError::into_inner).take();
+        // What it asked with ends its connections: not under the lock.
+        drop(open);
     }
 
     /// Whether it was closed.

@@ -48,7 +48,7 @@ pub(super) fn answer(world: &World, seat: &Seat, ask: Ask) -> Result<Value, Stri
         }
         Ask::CancelTimer { name } => world.with_desk(seat.id, |desk| desk.cancel_timer(&name))?,
         Ask::Spawn { argv, .. } if argv.is_empty() => {
-            return Err("no program is named: argv is empty".into());
+            return Err(service::NO_PROGRAM.into());
         }
         Ask::Spawn { member, key, argv, env, cwd } => {
             world.find_member(&member)?;

@@ -1,19 +1,13 @@
 //! What waits for one instance in memory, and what it has set going.
 
 use super::process::Progress;
-use crate::Event;
-use crate::service::{FOLLOWED_MAX, TICK_MIN_MS, TIMERS_MAX, WAITING_MAX, WATCHES_MAX};
+use crate::service::{self, FOLLOWED_MAX, TICK_MIN_MS, TIMERS_MAX, WAITING_MAX, WATCHES_MAX, event};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// An event that comes to one instance alone.
 pub(super) fn own_event(kind: &str, fields: Value) -> Vec<u8> {
     event(0, kind, fields)
-}
-
-pub(super) fn event(index: u64, kind: &str, fields: Value) -> Vec<u8> {
-    let fields = fields.as_object().cloned().unwrap_or_default();
-    rmp_serde::to_vec_named(&Event::new(index, kind, fields)).expect("an event is plain data")
 }
 
 /// An instance's.
@@ -152,5 +146,5 @@ impl Desk {
 }
 
 fn too_many(most: usize, what: &str) -> String {
-    format!("{most} {what} by this instance already, which is the most; end one first")
+    format!("{}; end one first", service::too_many(most, what))
 }

@@ -8,6 +8,7 @@ use super::instance::{Running, encode, place};
 use super::seat::{Outside, Settings};
 use super::world::{Ordered, Other, Told, World};
 use crate::host::CallError;
+use crate::service;
 use crate::{Event, Meta};
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
@@ -253,7 +254,7 @@ impl Dvm {
     /// # Errors
     /// [`Failure::Misuse`] for a key that cannot be changed; or if the plug-in breaks at what follows.
     pub fn set_key(&mut self, key: &str, value: Option<Value>) -> Result<(), Failure> {
-        if let Some(why) = crate::service::key_refusal(key, true) {
+        if let Some(why) = service::key_refusal(key, true) {
             return Err(Failure::Misuse(why));
         }
         self.step(format!("set the key {key}"));
@@ -380,13 +381,8 @@ impl Dvm {
 
     /// Something happens; the fields may have its index.
     pub(super) fn happened(&mut self, kind: &str, fields: impl FnOnce(u64) -> Value) -> u64 {
-        self.push_with(|index| {
-            let fields = match fields(index) {
-                Value::Object(fields) => fields,
-                _ => Map::new(),
-            };
-            What::Event { kind: kind.into(), bytes: encode(&Event::new(index, kind, fields)) }
-        })
+        let bytes = |index| service::event(index, kind, fields(index));
+        self.push_with(|index| What::Event { kind: kind.into(), bytes: bytes(index) })
     }
 
     fn decoded(&self, reply: &[u8]) -> Result<Value, Failure> {
@@ -643,8 +639,9 @@ impl Dvm {
 
     /// An instance is gone.
     pub(super) fn lose(&mut self, at: usize, cause: &str, detail: &str) {
-        let Some(running) = self.members[at].instance.take() else { return };
-        drop(running);
+        if self.members[at].instance.take().is_none() {
+            return;
+        }
         let member = self.members[at].name.clone();
         let fields =
             json!({"plugin": self.bed.name, "member": member, "rank": at, "cause": cause, "detail": detail});

@@ -2,13 +2,11 @@
 
 use super::desk::own_event;
 use crate::Program;
-use crate::service::{ENDED_MAX, PROCESSES_MAX, Tail};
+use crate::service::{ENDED_MAX, KILL_AFTER_MS, PROCESSES_MAX, Tail, too_many_processes};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// Between SIGTERM and SIGKILL, milliseconds, as in a kernel.
-const KILL_AFTER_MS: u64 = 2_000;
 /// The first process's number.
 const PID_FIRST: u32 = 1_000;
 
@@ -175,7 +173,7 @@ impl Processes {
     fn make_room(&mut self, member: &str, plugin: &str) -> Result<(), String> {
         let mine = || self.runs.iter().filter(|((at, of, _), _)| at == member && of == plugin);
         if mine().filter(|(_, run)| run.end.is_none()).count() >= PROCESSES_MAX {
-            return Err(format!("{PROCESSES_MAX} processes of `{plugin}` run here already"));
+            return Err(too_many_processes(plugin));
         }
         let ended = || mine().filter(|(_, run)| run.end.is_some());
         if ended().count() >= ENDED_MAX {

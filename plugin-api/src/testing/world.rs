@@ -4,10 +4,11 @@
 //! once, and is told by the [`Dvm`] that it is for.
 
 use super::Failure;
-use super::desk::{Desk, event};
+use super::desk::Desk;
 use super::dvm::Dvm;
 use super::process::{Processes, Scripts, Started, not_run};
 use super::seat::locked;
+use crate::service::event;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
