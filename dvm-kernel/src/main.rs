@@ -46,15 +46,17 @@ struct Arguments {
     bootstrap: String,
     /// Be the kernel itself: set by the first process for the second
     #[arg(long, hide = true)]
-    session: bool,
+    detached: bool,
 }
 
 fn main() -> ExitCode {
+    // It is run by `/proc/self/exe`, and those who list processes would see `exe`. Without a name of ours they do.
+    let _ = rustix::thread::set_name(c"dvm-kernel");
     match std::env::args_os().nth(1) {
         Some(word) if word == "plugin-host" => return plugins::child::main(),
         Some(word) if word == "process-host" => return services::keeper::main(),
         _ => {}
     }
     let arguments = Arguments::parse();
-    if arguments.session { start::session() } else { start::front() }
+    if arguments.detached { start::detached() } else { start::front() }
 }

@@ -69,7 +69,7 @@ fn a_joiner_dies_in_the_middle() {
         let joiner = wait_for("its kernel is started", || {
             let known: Vec<_> = ["k0", "k1", "k2"].map(|member| cluster.pid(member)).into();
             let kernels = cluster.processes().into_iter().filter(|process| {
-                process.arguments.iter().any(|argument| argument == "--session")
+                process.arguments.iter().any(|argument| argument == "--detached")
                     && !known.contains(&process.pid)
             });
             kernels

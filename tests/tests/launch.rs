@@ -1,6 +1,7 @@
 //! How a DVM begins and ends for whoever types it: descriptors, pipes, containers, users, the demo.
 
 use dvm_tests::cluster::{Cluster, Ground, built, root_for, wait_for};
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
@@ -69,6 +70,33 @@ fn a_dvm_in_the_foreground_ends_with_its_command() {
         let _ = up.wait().expect("it ends");
         ground.assert_empty();
     }
+}
+
+/// The terminal that a DVM was started from closes, and the kernels are none the wiser. They share a session, by which the
+/// system shares processors out.
+#[test]
+fn kernels_outlive_their_terminal() {
+    let ground = Ground::new();
+    let mut terminal = ground.program("script");
+    let seen = "cat $(sed 's:.*:/proc/&/stat:' $DVM_RUNTIME_DIR/*/*.pid)";
+    let up = format!("test -t 0 && {} up --local 2 && {seen}", built("dvm").display());
+    terminal.args(["-qec", &up, "/dev/null"]);
+    let seen = ground.finish(terminal).exits(0);
+    let kernels: Vec<_> = seen.stdout.lines().filter(|line| line.contains("(dvm-kernel) ")).collect();
+    assert_eq!(kernels.len(), 2, "{seen}");
+    let sessions: BTreeSet<_> = kernels
+        .into_iter()
+        .map(|stat| {
+            let fields: Vec<_> = stat.split(' ').collect();
+            let (pid, group, session, terminal) = (fields[0], fields[4], fields[5], fields[6]);
+            assert_eq!((group, terminal), (pid, "0"), "a group of its own, and no terminal: {stat}");
+            session.to_owned()
+        })
+        .collect();
+    assert_eq!(sessions.len(), 1, "{sessions:?}");
+    assert_eq!(ground.json(&["status"]).exits(0).json()["members"].as_array().map(Vec::len), Some(2));
+    let _ = ground.json(&["halt"]).exits(0);
+    ground.assert_empty();
 }
 
 /// In a container whose first process does not wait for others, the kernels that end stay as zombies.

@@ -27,7 +27,7 @@ fn start_and_wait() -> io::Result<bool> {
     // The path may name another file by now; this is the program that runs.
     let mut command = Command::new("/proc/self/exe");
     command.arg0(std::env::args_os().next().unwrap_or_else(|| "dvm-kernel".into()));
-    command.args(["--bootstrap", "-", "--session"]);
+    command.args(["--bootstrap", "-", "--detached"]).process_group(0);
     command.stdin(Stdio::inherit()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut child = command.spawn()?;
     let stdout = child.stdout.take().expect("piped");

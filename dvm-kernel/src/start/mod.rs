@@ -1,8 +1,13 @@
 //! From a launcher's line to a running member, and to its end.
 //!
-//! Two processes: the first, [`front`], is the launcher's child. It starts the second, [`session`], which becomes the
-//! kernel in a session of its own, and ends when that one has said how it went. So the kernel is nobody's child, has no
-//! terminal and none of the launcher's descriptors; and should the launcher end the first process, the second ends too.
+//! Two processes: the first, [`front`], is the launcher's child. It starts the second, [`detached`], which becomes the
+//! kernel, and ends when that one has said how it went. So the kernel is nobody's child, is in a process group of its own,
+//! has no terminal and none of the launcher's descriptors; and should the launcher end the first process, the second ends
+//! too.
+//!
+//! It stays in its launcher's session. A session only matters for its terminal, which the kernel gives up, and for the
+//! system's scheduler, which shares processors out between sessions first: kernels of one launcher that were sessions of
+//! their own would each have their ring wait for what their own libraries cost.
 
 mod front;
 mod guardian;
@@ -36,11 +41,17 @@ impl Failed {
     }
 }
 
+/// `TIOCNOTTY` of `ioctl_tty(2)`: gives up the terminal.
+type GiveUpTerminal = rustix::ioctl::NoArg<0x5422>;
+
 /// The second process: the kernel.
-pub(crate) fn session() -> ExitCode {
+pub(crate) fn detached() -> ExitCode {
     // Until it is a member, the kernel ends with the first process. What fails here only takes that away.
     let _ = set_parent_process_death_signal(Some(Signal::TERM));
-    let _ = rustix::process::setsid();
+    if let Ok(terminal) = File::open("/dev/tty") {
+        // SAFETY: the number is right, and it takes no argument.
+        let _ = unsafe { rustix::ioctl::ioctl(&terminal, GiveUpTerminal::new()) };
+    }
     match read_bootstrap().and_then(kernel::run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failed) => {
