@@ -461,13 +461,7 @@ impl DvmPlace {
         Ok(stream)
     }
 
-    /// A member's directory for files that its kernel alone uses.
-    #[must_use]
-    pub fn private(&self, member: &str) -> PathBuf {
-        self.directory.join(format!(".{member}.d"))
-    }
-
-    /// Removes what kernels that are gone left: sockets, process files, private directories. The caller holds
+    /// Removes what kernels that are gone left: sockets, process files. The caller holds
     /// [`RuntimeDir::lock`].
     ///
     /// # Errors
@@ -485,14 +479,6 @@ impl DvmPlace {
                     let removed = fs::remove_file(&path);
                     gone(path, removed)?;
                 }
-            }
-        }
-        for name in names_in(&self.directory)? {
-            let member = name.strip_prefix('.').and_then(|name| name.strip_suffix(".d"));
-            if member.is_some_and(|member| check_name(member).is_ok() && !self.accepts(member)) {
-                let path = self.directory.join(name);
-                let removed = fs::remove_dir_all(&path);
-                gone(path, removed)?;
             }
         }
         Ok(())

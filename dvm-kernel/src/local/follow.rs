@@ -184,8 +184,8 @@ impl Server {
         let Ok(libraries) = self.in_state(libraries).await else { return };
         self.peers.blobs().need(libraries.iter().map(|library| library.hash).collect());
         for Library { hash, size, .. } in libraries {
-            if let Err(why) = self.peers.hold(hash, size).await {
-                tracing::info!(why, "the library of a loaded plug-in is not here");
+            if let Err(missing) = self.peers.hold(hash, size).await {
+                tracing::info!(why = missing.reason, "the library of a loaded plug-in is not here");
             }
         }
     }

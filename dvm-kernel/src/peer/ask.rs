@@ -2,7 +2,7 @@
 
 use super::blob::Blob;
 use super::bulk::Bulk;
-use super::fetch::Turns;
+use super::fetch::{Missing, Turns};
 use super::{BLOB_MAX, Blobs, FRAME_MAX, PART, Question, Reply, Through, read_bytes, transfer};
 use crate::net::dial::{DialError, dial};
 use crate::net::hello::Lane;
@@ -78,7 +78,7 @@ impl Peers {
     /// Sends a state copy to a joiner.
     pub(crate) async fn send_snapshot(&self, to: MemberId, snapshot: &Snapshot) -> Result<(), AskError> {
         let bytes = postcard::to_allocvec(snapshot).expect("plain data");
-        let blob = Blob::of(&bytes);
+        let blob = Blob::of(&bytes)?;
         let question = Question::Snapshot { hash: *blob.hash(), size: blob.size() };
         let mut stream = self.open(to, Lane::Bulk, &question).await?;
         transfer::send(&mut stream, &blob).await?;
@@ -233,10 +233,8 @@ impl Copied {
 }
 
 impl plugins::Peers for Peers {
-    async fn library(&self, hash: [u8; 32], size: u64) -> Result<Arc<Vec<u8>>, String> {
-        let blob = self.hold(hash, size).await?;
-        let joined = self.bulk.run(async move { Arc::new(blob.join()) }).await;
-        joined.map_err(|error| format!("it cannot be put together: {error}"))
+    async fn library(&self, hash: [u8; 32], size: u64) -> Result<Arc<Blob>, Missing> {
+        self.hold(hash, size).await
     }
 
     async fn executed(&self, by: MemberId, transaction: TransactionId) -> Option<Execution> {

@@ -6,13 +6,14 @@
 //! known at once, by the one who asked it.
 
 use super::PART;
-use super::bulk::Pace;
+use super::memory::{Mapped, Memory};
 use crate::security::ticket::hex;
 use blake3::Hasher;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
-use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
 use tokio::sync::watch;
 
 /// Parts begin where subtrees do.
@@ -57,6 +58,18 @@ pub(crate) enum BlobError {
         /// Which, from 0.
         at: usize,
     },
+    /// This kernel cannot keep it.
+    #[error("there is no room for it in memory: {reason}")]
+    NoRoom {
+        /// What the system says.
+        reason: String,
+    },
+}
+
+impl From<io::Error> for BlobError {
+    fn from(error: io::Error) -> Self {
+        Self::NoRoom { reason: error.to_string() }
+    }
 }
 
 /// The nodes of a blob's tree, one a part; none for a blob of one part, which its hash proves.
@@ -80,29 +93,38 @@ pub(crate) struct Blob {
     size: u64,
     /// It proves `hash`.
     outline: Outline,
-    /// The first parts, in order. Each is proven, and all but the last of the blob have [`PART`] bytes.
-    parts: Mutex<Vec<Bytes>>,
-    /// How many there are.
+    /// The first parts, in order. Each is proven, and all but the last of the blob have [`PART`] bytes. Sealed with the last.
+    memory: Memory,
+    /// How many parts there are.
     here: watch::Sender<usize>,
+    /// Held while one is added.
+    adding: Mutex<()>,
 }
 
 impl Blob {
     /// Nothing of it yet.
     ///
     /// # Errors
-    /// If the outline is not its.
+    /// The outline is not its, or there is no room for it.
     pub(super) fn begin(hash: [u8; 32], size: u64, outline: Outline) -> Result<Self, BlobError> {
         let empty = size > 0 || *blake3::hash(&[]).as_bytes() == hash;
         if !(empty && outline.proves(&hash, size)) {
             return Err(BlobError::Outline { expected: hex(&hash) });
         }
-        Ok(Self { hash, size, outline, parts: Mutex::default(), here: watch::Sender::new(0) })
+        let memory = Memory::new(&format!("dvm-{}", &hex(&hash)[..16]))?;
+        if size == 0 {
+            memory.seal()?;
+        }
+        Ok(Self { hash, size, outline, memory, here: watch::Sender::new(0), adding: Mutex::default() })
     }
 
     /// These bytes.
-    pub(super) fn of(bytes: &[u8]) -> Self {
-        let mut upload = Upload::new(bytes.len() as u64);
-        upload.add(bytes);
+    ///
+    /// # Errors
+    /// There is no room for them.
+    pub(crate) fn of(bytes: &[u8]) -> io::Result<Self> {
+        let mut upload = Upload::new(bytes.len() as u64)?;
+        upload.add(bytes)?;
         upload.into_blob()
     }
 
@@ -142,46 +164,58 @@ impl Blob {
     /// Takes a part, if it is the next one.
     ///
     /// # Errors
-    /// If it is not what it should be; nothing is changed.
-    pub(super) fn push(&self, at: usize, part: Bytes) -> Result<(), BlobError> {
+    /// It is not what it should be, or there is no room for it; nothing is changed.
+    pub(super) fn push(&self, at: usize, part: &[u8]) -> Result<(), BlobError> {
         let fits = part.len() == self.part_size(at) && !part.is_empty();
         let proven = match self.outline.0.get(at) {
-            Some(node) => fits && node_of(at, &part) == *node,
-            None => fits && *blake3::hash(&part).as_bytes() == self.hash,
+            Some(node) => fits && node_of(at, part) == *node,
+            None => fits && *blake3::hash(part).as_bytes() == self.hash,
         };
         if !proven {
             return Err(BlobError::Part { at });
         }
-        let mut parts = self.parts();
-        if parts.len() == at {
-            parts.push(part);
+        let _one_at_a_time = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.here() == at {
+            self.memory.write(part, (at * PART) as u64)?;
+            if at + 1 == self.count() {
+                self.memory.seal()?;
+            }
             self.here.send_replace(at + 1);
         }
         Ok(())
     }
 
-    /// A part, as soon as it is here.
-    pub(super) async fn part(&self, at: usize) -> Bytes {
+    /// Waits until a part is here.
+    pub(super) async fn arrives(&self, at: usize) -> io::Result<()> {
         let mut here = self.here.subscribe();
         // The sender lives as long as this does.
-        let _ = here.wait_for(|here| *here > at).await;
-        self.parts()[at].clone()
+        here.wait_for(|here| *here > at).await.map(drop).map_err(io::Error::other)
     }
 
-    /// All of what is here, in one piece.
-    pub(super) fn join(&self) -> Vec<u8> {
-        let parts = self.parts().clone();
-        let mut bytes = Vec::with_capacity(parts.iter().map(Bytes::len).sum());
-        let mut pace = Pace::default();
-        for part in &parts {
-            bytes.extend_from_slice(part);
-            pace.step(part.len());
-        }
-        bytes
+    /// Fills `bytes` from `offset`, with what is here.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(super) fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.memory.read(bytes, offset)
     }
 
-    fn parts(&self) -> MutexGuard<'_, Vec<Bytes>> {
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    /// All of it, which is here.
+    ///
+    /// # Errors
+    /// There is no room in this process.
+    ///
+    /// # Panics
+    /// If it is not whole.
+    pub(crate) fn map(&self) -> io::Result<Mapped> {
+        self.memory.map(usize::try_from(self.size).expect("it is here"))
+    }
+}
+
+/// The file that it is in.
+impl AsFd for Blob {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
     }
 }
 
@@ -189,15 +223,20 @@ impl Blob {
 #[derive(Debug)]
 pub(super) struct Upload {
     size: u64,
-    parts: Vec<Bytes>,
+    memory: Memory,
+    here: u64,
     nodes: Vec<ChainingValue>,
-    last: BytesMut,
+    /// Of the last part, which may be short still.
+    last: Hasher,
 }
 
 impl Upload {
     /// Of so many bytes.
-    pub(super) fn new(size: u64) -> Self {
-        Self { size, parts: Vec::new(), nodes: Vec::new(), last: BytesMut::new() }
+    ///
+    /// # Errors
+    /// There is no room for them.
+    pub(super) fn new(size: u64) -> io::Result<Self> {
+        Ok(Self { size, memory: Memory::new("dvm-upload")?, here: 0, nodes: Vec::new(), last: Hasher::new() })
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -206,41 +245,50 @@ impl Upload {
 
     /// How many are here.
     pub(super) fn here(&self) -> u64 {
-        (self.parts.len() * PART + self.last.len()) as u64
+        self.here
     }
 
     /// Takes the next ones.
-    pub(super) fn add(&mut self, mut bytes: &[u8]) {
+    ///
+    /// # Errors
+    /// There is no room for them; it takes no more then.
+    pub(super) fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.memory.write(bytes, self.here)?;
+        let mut bytes = bytes;
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(PART - self.last.len()));
-            self.last.extend_from_slice(now);
-            bytes = later;
-            if self.last.len() == PART {
-                self.close_part();
+            if self.in_last() == 0 && self.here > 0 {
+                self.nodes.push(self.last.finalize_non_root());
+                self.last = Hasher::new();
+                self.last.set_input_offset(self.here);
             }
+            let (now, later) = bytes.split_at(bytes.len().min(PART - self.in_last()));
+            self.last.update(now);
+            self.here += now.len() as u64;
+            bytes = later;
         }
+        Ok(())
     }
 
-    fn close_part(&mut self) {
-        let part = std::mem::take(&mut self.last).freeze();
-        self.nodes.push(node_of(self.parts.len(), &part));
-        self.parts.push(part);
+    /// Bytes of the last part that are here; none if it is full.
+    fn in_last(&self) -> usize {
+        (self.here % PART as u64) as usize
     }
 
     /// The blob they make.
-    pub(super) fn into_blob(mut self) -> Blob {
-        let size = self.here();
-        if !self.last.is_empty() {
-            self.close_part();
-        }
-        let hash = match &self.parts[..] {
-            [] => *blake3::hash(&[]).as_bytes(),
-            [only] => *blake3::hash(only).as_bytes(),
-            _ => root(&self.nodes),
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn into_blob(mut self) -> io::Result<Blob> {
+        let hash = if self.nodes.is_empty() {
+            *self.last.finalize().as_bytes()
+        } else {
+            self.nodes.push(self.last.finalize_non_root());
+            root(&self.nodes)
         };
-        let here = self.parts.len();
-        let outline = Outline(if here > 1 { self.nodes } else { Vec::new() });
-        Blob { hash, size, outline, parts: Mutex::new(self.parts), here: watch::Sender::new(here) }
+        self.memory.seal()?;
+        let Self { memory, here: size, nodes, .. } = self;
+        let here = watch::Sender::new(parts(size));
+        Ok(Blob { hash, size, outline: Outline(nodes), memory, here, adding: Mutex::default() })
     }
 }
 
@@ -281,17 +329,21 @@ mod tests {
         (0..size).map(|at| (at / 7 % 251) as u8).collect()
     }
 
+    fn blob(bytes: &[u8]) -> Blob {
+        Blob::of(bytes).expect("there is room")
+    }
+
     #[test]
     fn a_blob_has_the_hash_of_its_bytes_however_they_come() {
         for size in [0, 1, 1_024, PART - 1, PART, PART + 1, 2 * PART, 3 * PART - 5, 5 * PART, 8 * PART + 1] {
             let bytes = bytes(size);
-            let blob = Blob::of(&bytes);
+            let blob = blob(&bytes);
             assert_eq!(blob.hash(), blake3::hash(&bytes).as_bytes(), "{size} bytes");
-            assert!(blob.is_whole() && blob.size() == size as u64 && blob.join() == bytes);
-            let mut upload = Upload::new(size as u64);
-            bytes.chunks(100_003).for_each(|part| upload.add(part));
+            assert!(blob.is_whole() && blob.size() == size as u64 && *blob.map().expect("room") == bytes);
+            let mut upload = Upload::new(size as u64).expect("room");
+            bytes.chunks(100_003).for_each(|part| upload.add(part).expect("room"));
             assert_eq!(upload.here(), size as u64);
-            let uploaded = upload.into_blob();
+            let uploaded = upload.into_blob().expect("room");
             assert_eq!((uploaded.hash(), uploaded.outline()), (blob.hash(), blob.outline()));
             assert!(blob.outline().proves(blob.hash(), size as u64), "{size} bytes");
         }
@@ -299,39 +351,41 @@ mod tests {
 
     #[test]
     fn an_outline_that_is_not_the_blobs_is_refused_before_a_byte_comes() {
-        let (blob, other) = (Blob::of(&bytes(3 * PART)), Blob::of(&vec![1; 3 * PART]));
-        let begin = |size, outline: &Outline| Blob::begin(*blob.hash(), size, outline.clone());
-        assert!(begin(blob.size(), blob.outline()).is_ok());
-        assert!(begin(blob.size(), other.outline()).is_err());
-        assert!(begin(blob.size() + 1, blob.outline()).is_err(), "a part more");
-        let mut short = blob.outline().clone();
+        let (whole, other) = (blob(&bytes(3 * PART)), blob(&vec![1; 3 * PART]));
+        let begin = |size, outline: &Outline| Blob::begin(*whole.hash(), size, outline.clone());
+        assert!(begin(whole.size(), whole.outline()).is_ok());
+        assert!(begin(whole.size(), other.outline()).is_err());
+        assert!(begin(whole.size() + 1, whole.outline()).is_err(), "a part more");
+        let mut short = whole.outline().clone();
         short.0.pop();
-        assert!(begin(blob.size() - PART as u64, &short).is_err(), "a part less");
+        assert!(begin(whole.size() - PART as u64, &short).is_err(), "a part less");
         assert!(Blob::begin([3; 32], 0, Outline::default()).is_err(), "nothing has another hash");
     }
 
     #[test]
     fn each_part_is_proven_as_it_comes() {
         let bytes = bytes(2 * PART + 9);
-        let whole = Blob::of(&bytes);
-        let blob = Blob::begin(*whole.hash(), whole.size(), whole.outline().clone()).expect("its outline");
-        let part = |at: usize| Bytes::copy_from_slice(bytes.chunks(PART).nth(at).expect("there are three"));
+        let whole = blob(&bytes);
+        let begun = Blob::begin(*whole.hash(), whole.size(), whole.outline().clone()).expect("its outline");
+        let part = |at: usize| bytes.chunks(PART).nth(at).expect("there are three");
         let mut wrong = part(0).to_vec();
         wrong[PART / 2] ^= 1;
-        assert_eq!(blob.push(0, wrong.into()), Err(BlobError::Part { at: 0 }));
-        assert_eq!(blob.push(0, part(1)), Err(BlobError::Part { at: 0 }), "another one's place");
-        assert_eq!(blob.push(0, part(0).slice(1..)), Err(BlobError::Part { at: 0 }), "too short");
-        assert_eq!(blob.here(), 0);
+        assert_eq!(begun.push(0, &wrong), Err(BlobError::Part { at: 0 }));
+        assert_eq!(begun.push(0, part(1)), Err(BlobError::Part { at: 0 }), "another one's place");
+        assert_eq!(begun.push(0, &part(0)[1..]), Err(BlobError::Part { at: 0 }), "too short");
+        assert_eq!(begun.here(), 0);
         for at in 0..3 {
-            assert!(!blob.is_whole());
-            blob.push(at, part(at)).expect("it is right");
+            assert!(!begun.is_whole());
+            begun.push(at, part(at)).expect("it is right");
         }
         // A second one that comes by another way changes nothing.
-        blob.push(1, part(1)).expect("it is right");
-        assert!(blob.is_whole() && blob.join() == bytes);
-        let small = Blob::of(b"small");
-        let blob = Blob::begin(*small.hash(), 5, Outline::default()).expect("it needs none");
-        assert_eq!(blob.push(0, Bytes::from_static(b"smell")), Err(BlobError::Part { at: 0 }));
-        blob.push(0, Bytes::from_static(b"small")).expect("it is right");
+        begun.push(1, part(1)).expect("it is right");
+        begun.push(2, part(2)).expect("it is right");
+        assert!(begun.is_whole() && *begun.map().expect("room") == bytes);
+        let small = blob(b"small");
+        let begun = Blob::begin(*small.hash(), 5, Outline::default()).expect("it needs none");
+        assert_eq!(begun.push(0, b"smell"), Err(BlobError::Part { at: 0 }));
+        begun.push(0, b"small").expect("it is right");
+        assert_eq!(&*begun.map().expect("room"), b"small");
     }
 }

@@ -57,7 +57,7 @@ impl Blobs {
         let now = inner.tick();
         if offset == 0 {
             make_room(&mut inner.uploads);
-            inner.uploads.insert(hash, (now, Upload::new(size)));
+            inner.uploads.insert(hash, (now, Upload::new(size)?));
         }
         let expected = inner.uploads.get(&hash).map_or(0, |(_, upload)| upload.here());
         let fits = |upload: &Upload| {
@@ -67,13 +67,14 @@ impl Blobs {
             return Err(BlobError::Gap { got: offset, expected });
         };
         *used = now;
-        upload.add(part);
-        if upload.here() < size {
+        let added = upload.add(part);
+        if added.is_ok() && upload.here() < size {
             return Ok(false);
         }
         let (_, upload) = inner.uploads.remove(&hash).expect("it was there a moment ago");
         drop(inner);
-        let blob = upload.into_blob();
+        added?;
+        let blob = upload.into_blob()?;
         if *blob.hash() != hash {
             return Err(BlobError::Hash { got: hex(blob.hash()), expected: hex(&hash) });
         }
@@ -216,7 +217,7 @@ mod tests {
         assert_eq!(blobs.put(hash, 1_000, 0, &bytes[..400]), Ok(false));
         assert!(blobs.whole(&hash).is_none());
         assert_eq!(blobs.put(hash, 1_000, 400, &bytes[400..]), Ok(true));
-        assert_eq!(blobs.whole(&hash).expect("it is whole").join(), bytes);
+        assert_eq!(blobs.whole(&hash).expect("it is whole").map().expect("room").to_vec(), bytes);
         let wrong = blobs.put([0; 32], 3, 0, b"abc");
         assert!(matches!(wrong, Err(BlobError::Hash { .. })), "{wrong:?}");
         assert!(blobs.whole(&[0; 32]).is_none());
@@ -252,7 +253,7 @@ mod tests {
     fn what_has_only_begun_is_bounded_too() {
         let blobs = Blobs::default();
         for fill in 0..=PARTIAL_MAX as u8 + 1 {
-            let blob = Blob::of(&[fill; 1_000]);
+            let blob = Blob::of(&[fill; 1_000]).expect("room");
             let begun = blobs.begin(*blob.hash(), 1_000, blob.outline().clone());
             assert_eq!(begun.map(|begun| begun.here()), Ok(0));
         }

@@ -15,18 +15,18 @@ use tokio::task::JoinSet;
 const NICE: i32 = 10;
 
 /// Bytes hashed, encrypted or copied at a stretch: some 100 us of work.
-pub(crate) const STRETCH: usize = 64 << 10;
+pub(super) const STRETCH: usize = 64 << 10;
 
 /// Work in stretches. Whoever is only preferred less keeps the processor for its slice of some milliseconds once it has
 /// it; one that gives it up after each stretch is in nobody's way.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(super) struct Pace {
     done: usize,
 }
 
 impl Pace {
     /// So many bytes more are done; gives way where that makes a stretch.
-    pub(crate) fn step(&mut self, bytes: usize) {
+    pub(super) fn step(&mut self, bytes: usize) {
         self.done += bytes;
         if self.done >= STRETCH {
             self.done = 0;

@@ -90,17 +90,19 @@ impl Peers {
     /// Has a library here, whole.
     ///
     /// # Errors
-    /// Why not, for people.
-    pub(crate) async fn hold(&self, hash: [u8; 32], size: u64) -> Result<Arc<Blob>, String> {
+    /// Why not.
+    pub(crate) async fn hold(&self, hash: [u8; 32], size: u64) -> Result<Arc<Blob>, Missing> {
         let peers = self.clone();
         let fetched = self.bulk.run(async move { peers.fetch(hash, size).await });
         match self.blobs.whole(&hash) {
             Some(blob) => Ok(blob),
-            None => fetched.await.unwrap_or_else(|error| Err(format!("it cannot be fetched: {error}"))),
+            None => fetched.await.unwrap_or_else(|error| {
+                Err(Missing { code: "limit", reason: format!("it cannot be fetched: {error}") })
+            }),
         }
     }
 
-    async fn fetch(&self, hash: [u8; 32], size: u64) -> Result<Arc<Blob>, String> {
+    async fn fetch(&self, hash: [u8; 32], size: u64) -> Result<Arc<Blob>, Missing> {
         let turn = self.turns.of(hash);
         let _one_at_a_time = turn.lock().await;
         let mut why = "no member has the library".to_owned();
@@ -117,6 +119,9 @@ impl Peers {
                 match self.fetch_from(source, hash, size).await {
                     Ok(Some(blob)) => return Ok(blob),
                     Ok(None) => {}
+                    Err(FetchError::Transfer(TransferError::NoRoom(error))) => {
+                        return Err(Missing { code: "no-space", reason: error.to_string() });
+                    }
                     Err(error) => {
                         tracing::info!(peer = %source.member, hash = hex(&hash), %error, "a library did not arrive");
                         if let FetchError::Transfer(TransferError::Wrong(_)) = error {
@@ -128,7 +133,7 @@ impl Peers {
             }
             // Another round only while each brings something: members may have come and gone meanwhile.
             if self.blobs.get(&hash).map_or(0, |blob| blob.here()) == before {
-                return Err(why);
+                return Err(Missing { code: "not-found", reason: why });
             }
         }
     }
@@ -215,6 +220,15 @@ fn sources(ring: &[MemberId], me: MemberId, proposer: Option<MemberId>) -> Vec<S
         Source { member: *member, arriving }
     };
     backwards.map(source).collect()
+}
+
+/// Why a library is not here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Missing {
+    /// As a member's result has it.
+    pub(crate) code: &'static str,
+    /// For people.
+    pub(crate) reason: String,
 }
 
 /// Why a library did not come from a member.

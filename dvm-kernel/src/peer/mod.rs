@@ -8,13 +8,15 @@ mod blob;
 mod blobs;
 mod bulk;
 mod fetch;
+mod memory;
 mod serve;
 mod transfer;
 
 pub(crate) use ask::{AskError, Peers};
 pub(crate) use blob::{Blob, BlobError};
 pub(crate) use blobs::Blobs;
-pub(crate) use bulk::{Pace, STRETCH, give_way};
+pub(crate) use bulk::give_way;
+pub(crate) use fetch::Missing;
 pub(crate) use serve::serve;
 
 use crate::plugins::Execution;

@@ -136,7 +136,7 @@ async fn answer_once(
         }
         Question::Hold { hash, size } => {
             server.peers.blobs().held_by(hash, from);
-            Reply::Held(server.peers.hold(hash, size).await.map(drop))
+            Reply::Held(server.peers.hold(hash, size).await.map(drop).map_err(|missing| missing.reason))
         }
         Question::PluginSnapshot { plugin, since, at_least } => {
             let (answer, answered) = oneshot::channel();
@@ -209,7 +209,7 @@ async fn take_snapshot(
     let blob = received.map_err(|error| io::Error::other(error.to_string()))?;
     blobs.forget(&hash);
     server.shared.tally.bulk_in.add(size as usize);
-    let snapshot = postcard::from_bytes(&blob.join()).map_err(|error| io::Error::other(error.to_string()))?;
+    let snapshot = postcard::from_bytes(&blob.map()?).map_err(|error| io::Error::other(error.to_string()))?;
     tracing::info!(peer = %from, bytes = size, "state copy received");
     // The ring's task has ended: nobody needs the copy.
     let _ = server.ring.input(Input::Snapshot { from, snapshot: Box::new(snapshot) }).await;

@@ -6,17 +6,22 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 use dvm_plugin_api::host::FRAME_MAX;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::PathBuf;
 
-/// Where a child loads its library from, and asks for services.
+/// What a child is to load, which it has a descriptor of, and where it asks for services.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Open {
-    /// A private copy. Inside the kernel there is none of what is mapped.
-    pub(super) library: PathBuf,
-    /// BLAKE3 of it.
+    /// BLAKE3 of the library.
     pub(super) hash: [u8; 32],
     /// The kernel's socket.
     pub(super) socket: PathBuf,
@@ -26,6 +31,34 @@ pub(super) struct Open {
     pub(super) plugin: String,
     /// Longest time of a callback, milliseconds.
     pub(super) deadline_ms: u64,
+}
+
+/// Sends a descriptor ahead of all frames, with a byte to carry it.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn send_descriptor(to: &StdStream, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)), "there is room for one");
+    sendmsg(to, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives what [`send_descriptor`] sent.
+///
+/// # Errors
+/// What the system says; or something else came.
+pub(super) fn receive_descriptor(from: &StdStream) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(from, &mut [IoSliceMut::new(&mut [0])], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let received = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    received.ok_or_else(|| io::Error::other("no descriptor came"))
 }
 
 /// To the child. Payloads are in the plug-in's format; `place`, `meta` and events as the plug-in API encodes them.

@@ -4,27 +4,27 @@
 //! output and error go to the kernel's log. It dies with its kernel, leaves no core, and holds none of its parent's
 //! descriptors.
 
-use super::channel::Open;
+use super::channel::{self, Open};
 use super::context::to_stderr;
-use super::inside::Inside;
-use dvm_core::ids::Name;
 use dvm_plugin_api::client::Target;
 use dvm_plugin_api::host::{Asker, Context, Hosted, Hosting, Module};
 use dvm_plugin_api::place::DvmPlace;
-use rustix::fs::{MemfdFlags, SealFlags, StatVfsMountFlags};
 use rustix::process::{Resource, Rlimit, Signal};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 /// The process, from start to end.
 pub(crate) fn main() -> ExitCode {
-    let hosted = hosted(to_stderr(), None);
-    match settle().and_then(|socket| Hosting::new(socket, hosted, Vec::new()).run(None)) {
+    let host = || {
+        let (socket, mut library) = settle()?;
+        let library = move |_: &Open| load(library.take().expect("it is told once"));
+        Hosting::new(socket, hosted(to_stderr(), library), Vec::new()).run(None)
+    };
+    match host() {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("plug-in host: {error}");
@@ -33,12 +33,15 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Makes the process what it should be, and takes the socket out of the plug-in's way.
-fn settle() -> io::Result<UnixStream> {
+/// Makes the process what it should be, and takes the socket out of the plug-in's way. The library is the first thing that
+/// comes by it.
+fn settle() -> io::Result<(UnixStream, Option<OwnedFd>)> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     close_inherited()?;
-    take_socket()
+    let socket = take_socket()?;
+    let library = channel::receive_descriptor(&socket)?;
+    Ok((socket, Some(library)))
 }
 
 /// The socket on standard input, in whose place is nothing from here on. The far end is this process's parent.
@@ -69,16 +72,15 @@ pub(crate) fn close_inherited() -> io::Result<()> {
     Ok(())
 }
 
-/// An instance whose library the kernel names; inside a kernel with where its images are, and the plug-in's name.
-pub(super) fn hosted(context: &'static Context, inside: Option<(Arc<Inside>, Name)>) -> Hosted {
+/// An instance whose library `load` loads.
+pub(super) fn hosted(
+    context: &'static Context,
+    mut load: impl FnMut(&Open) -> Result<Module, (&'static str, String)> + Send + 'static,
+) -> Hosted {
     let open = move |open: &[u8]| {
         let open: Open =
             rmp_serde::from_slice(open).map_err(|error| ("corrupt".to_owned(), error.to_string()))?;
-        let module = match &inside {
-            Some((inside, plugin)) => inside.open(open.hash, plugin, || load(&open.library)),
-            None => load(&open.library),
-        };
-        let module = module.map_err(|(code, reason)| (code.to_owned(), reason))?;
+        let module = load(&open).map_err(|(code, reason)| (code.to_owned(), reason))?;
         context.opened(asker(open));
         Ok(module)
     };
@@ -92,27 +94,10 @@ fn asker(open: Open) -> Result<Asker, String> {
     Ok(Asker::new(kernel, open.desk, open.plugin, open.deadline_ms))
 }
 
-/// Loads the private copy: itself, or where files may not be executed there, a sealed copy in memory.
-fn load(library: &Path) -> Result<Module, (&'static str, String)> {
-    let executable = executable(library).map_err(|error| ("no-space", error.to_string()))?;
-    // SAFETY: the file passed the check of its manifest, and is a private copy that nobody writes.
-    unsafe { Module::load(&executable) }.map_err(|error| (error.code(), error.to_string()))
-}
-
-fn executable(library: &Path) -> io::Result<PathBuf> {
-    if !rustix::fs::statvfs(library)?.f_flag.contains(StatVfsMountFlags::NOEXEC) {
-        return Ok(library.into());
-    }
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    // Systems that forbid executable memory files unless asked want the flag, older ones do not know it.
-    let memory: OwnedFd = rustix::fs::memfd_create("plugin", flags | MemfdFlags::EXEC)
-        .or_else(|_| rustix::fs::memfd_create("plugin", flags))?;
-    let mut memory = File::from(memory);
-    io::copy(&mut File::open(library)?, &mut memory)?;
-    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    rustix::fs::fcntl_add_seals(&memory, seals)?;
-    let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
-    // The descriptor stays open for the process's life: debuggers find the image by it.
-    std::mem::forget(memory);
-    Ok(path.into())
+/// Loads a library that cannot change any more.
+pub(super) fn load(library: OwnedFd) -> Result<Module, (&'static str, String)> {
+    // The loader takes what comes by the same path for the same library: so the number is never given away again.
+    let path = PathBuf::from(format!("/proc/self/fd/{}", library.into_raw_fd()));
+    // SAFETY: the library passed the check of its manifest, and is sealed.
+    unsafe { Module::load(&path) }.map_err(|error| (error.code(), error.to_string()))
 }

@@ -66,11 +66,6 @@ impl Inside {
         lock(&self.images).iter().map(|(image, _)| image.clone()).collect()
     }
 
-    /// Whether a library is mapped.
-    pub(super) fn has(&self, hash: &[u8; 32]) -> bool {
-        lock(&self.images).iter().any(|(image, _)| image.hash == *hash)
-    }
-
     /// The image with this hash; `map` makes it if it is not here.
     ///
     /// # Errors

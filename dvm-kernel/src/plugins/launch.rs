@@ -6,17 +6,13 @@ use super::history::{Base, Start};
 use super::link::Link;
 use super::manager::Shared;
 use super::process::Ending;
-use crate::peer::{Pace, STRETCH};
+use crate::peer::{Blob, Missing};
 use bytes::Bytes;
 use dvm_core::state::{Limits, Mode, Placement, PluginSpec};
 use dvm_core::wire::{ExecResult, Verdict};
 use dvm_plugin_api::abi::role;
 use dvm_plugin_api::manifest;
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io;
 use tokio::time::{Instant, timeout_at};
 
 /// Why limits and placement `kernel` do not go together.
@@ -154,32 +150,27 @@ pub(super) async fn begin<P: Peers>(
     let late = |stage| move |_| Trouble::late(stage);
     let library = timeout_at(deadline, shared.peers.library(spec.library.hash, spec.library.size)).await;
     let library = library.map_err(late("fetch"))?;
-    let library = library.map_err(|reason| Trouble::new("fetch", "not-found", reason))?;
+    let library = library.map_err(|Missing { code, reason }| Trouble::new("fetch", code, reason))?;
     let inside = spec.placement == Placement::Kernel;
     if inside {
         let admitted = timeout_at(deadline, shared.inside.admit()).await.map_err(late("start"))?;
         admitted.map_err(|reason| Trouble::new("start", "limit", reason))?;
     }
-    let path = copy_path(&shared.options.directory, &spec.name);
-    let copy = tokio::task::spawn_blocking({
-        let (path, here) = (path.clone(), inside && shared.inside.has(&spec.library.hash));
-        move || {
-            check(&library, inside)?;
-            (!here).then(|| copy(&library, &path)).transpose()
-        }
+    let checked = tokio::task::spawn_blocking({
+        let library = library.clone();
+        move || check(&library, inside)
     });
-    let copy = timeout_at(deadline, copy).await.map_err(late("check"))?;
-    let _copy = copy.map_err(|error| Trouble::new("check", "crash", error.to_string()))??;
+    let checked = timeout_at(deadline, checked).await.map_err(late("check"))?;
+    checked.map_err(|error| Trouble::new("check", "crash", error.to_string()))??;
     let speaker = shared.speaker(&spec.name);
     let link = match inside {
-        true => Link::inside(&shared.inside, speaker),
-        false => Link::start(&shared.options.kernel, speaker),
+        true => Link::inside(&shared.inside, speaker, library),
+        false => Link::start(&shared.options.kernel, speaker, &library),
     };
     let mut link =
         link.map_err(|error| Trouble::new("start", io_code(&error), format!("no child for it: {error}")))?;
     let notices = shared.options.desks.open(&spec.name);
     let open = Open {
-        library: path,
         hash: spec.library.hash,
         socket: shared.options.socket.clone(),
         desk: notices.id(),
@@ -223,57 +214,21 @@ pub(super) fn settle(stage: &'static str, answer: Result<FromChild, Ending>) -> 
     }
 }
 
-/// No two children share a copy, so each may be removed without a thought for the others.
-fn copy_path(directory: &Path, plugin: &str) -> PathBuf {
-    static SERIAL: AtomicU64 = AtomicU64::new(0);
-    directory.join(format!("{plugin}-{}.so", SERIAL.fetch_add(1, Ordering::Relaxed)))
-}
-
 /// What is to be seen of a library before anything of it runs.
-fn check(library: &[u8], inside: bool) -> Result<(), Trouble> {
-    manifest::read(library).map_err(|error| Trouble::new("check", error.code(), error.to_string()))?;
-    match inside && !manifest::catches_panics(library) {
+fn check(library: &Blob, inside: bool) -> Result<(), Trouble> {
+    let no_room = |error: io::Error| Trouble::new("check", io_code(&error), error.to_string());
+    let library = library.map().map_err(no_room)?;
+    manifest::read(&library).map_err(|error| Trouble::new("check", error.code(), error.to_string()))?;
+    match inside && !manifest::catches_panics(&library) {
         true => Err(Trouble::new("check", "abi", manifest::ABORTS)),
         false => Ok(()),
     }
 }
 
-fn copy(library: &[u8], path: &Path) -> Result<Copy, Trouble> {
-    let copy = Copy(path.into());
-    let write = || -> io::Result<()> {
-        // One that an earlier kernel left behind may be mapped: it is replaced, never written to.
-        let _ = fs::remove_file(path);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(path)?;
-        let mut pace = Pace::default();
-        for stretch in library.chunks(STRETCH) {
-            file.write_all(stretch)?;
-            pace.step(stretch.len());
-        }
-        Ok(())
-    };
-    match write() {
-        Ok(()) => Ok(copy),
-        Err(error) => {
-            let reason = format!("cannot write {}: {error}", path.display());
-            Err(Trouble::new("fetch", io_code(&error), reason))
-        }
-    }
-}
-
 fn io_code(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "no-space",
+        io::ErrorKind::OutOfMemory => "no-space",
         io::ErrorKind::NotFound => "not-found",
         _ => "limit",
-    }
-}
-
-/// A private copy. It goes as soon as the child has mapped it, or nothing came of it.
-struct Copy(PathBuf);
-
-impl Drop for Copy {
-    fn drop(&mut self) {
-        // It may never have been written.
-        let _ = fs::remove_file(&self.0);
     }
 }

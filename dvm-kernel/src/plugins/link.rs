@@ -5,6 +5,7 @@ use super::context::Speaker;
 use super::inside::Inside;
 use super::process::{Ending, Process, Usage};
 use super::thread::Thread;
+use crate::peer::Blob;
 use crate::services::desk::Notices;
 use bytes::BytesMut;
 use rustix::net::Shutdown;
@@ -86,8 +87,8 @@ impl Link {
     ///
     /// # Errors
     /// As [`Process::start`].
-    pub(super) fn start(kernel: &Path, speaker: Speaker) -> io::Result<Self> {
-        let (process, socket) = Process::start(kernel, speaker)?;
+    pub(super) fn start(kernel: &Path, speaker: Speaker, library: &Blob) -> io::Result<Self> {
+        let (process, socket) = Process::start(kernel, speaker, library)?;
         Ok(Self::new(Far::Process(process), socket))
     }
 
@@ -95,8 +96,8 @@ impl Link {
     ///
     /// # Errors
     /// As [`Thread::start`].
-    pub(super) fn inside(inside: &Arc<Inside>, speaker: Speaker) -> io::Result<Self> {
-        let (thread, socket) = Thread::start(inside, speaker)?;
+    pub(super) fn inside(inside: &Arc<Inside>, speaker: Speaker, library: Arc<Blob>) -> io::Result<Self> {
+        let (thread, socket) = Thread::start(inside, speaker, library)?;
         Ok(Self::new(Far::Thread(thread), socket))
     }
 

@@ -41,8 +41,6 @@ const SAID_MAX: usize = 64;
 /// What the manager must know.
 #[derive(Debug)]
 pub(crate) struct Options {
-    /// For private copies of libraries: 0700, this kernel's own.
-    pub(crate) directory: PathBuf,
     /// This member's name.
     pub(crate) name: String,
     /// The executable to run as `plugin-host`.

@@ -45,12 +45,14 @@ pub(crate) use manager::{Options, start};
 pub(crate) use payload::{from_json, to_json};
 pub(crate) use process::signal_name;
 
+use crate::peer::{Blob, Missing};
 use dvm_core::Delivery;
 use dvm_core::ids::{Fence, HistoryIndex, MemberId, Name, TransactionId};
 use dvm_core::state::{InstanceReport, State, Transaction};
 use dvm_core::wire::ExecResult;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -214,11 +216,7 @@ pub(crate) enum FromPlugins {
 /// What the manager needs of the rest of the kernel: bytes that other members have.
 pub(crate) trait Peers: Send + Sync + 'static {
     /// The library with this hash, verified: from this kernel's own store, or fetched from any member that has it.
-    fn library(
-        &self,
-        hash: [u8; 32],
-        size: u64,
-    ) -> impl Future<Output = Result<std::sync::Arc<Vec<u8>>, String>> + Send;
+    fn library(&self, hash: [u8; 32], size: u64) -> impl Future<Output = Result<Arc<Blob>, Missing>> + Send;
 
     /// How another member's execution of a transaction ended ([`ToPlugins::Executed`] over there).
     fn executed(

@@ -1,10 +1,11 @@
 //! A child as a process: started, watched, ended with everything it started itself, reaped.
 
+use super::channel;
 use super::context::Speaker;
 use dvm_plugin_api::abi::level::INFO;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -39,12 +40,18 @@ pub(super) enum Ending {
 }
 
 impl Process {
-    /// Starts `kernel plugin-host`; the socket is the kernel's end.
+    /// Starts `kernel plugin-host` with a descriptor of its library; the socket is the kernel's end.
     ///
     /// # Errors
     /// What the system says; nothing is left running.
-    pub(super) fn start(kernel: &Path, speaker: Speaker) -> io::Result<(Self, UnixStream)> {
+    pub(super) fn start(
+        kernel: &Path,
+        speaker: Speaker,
+        library: impl AsFd,
+    ) -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        // It waits in the socket for the child that is to come.
+        channel::send_descriptor(&ours, library.as_fd())?;
         ours.set_nonblocking(true)?;
         let mut command = Command::new(kernel);
         // The first word is what the child goes by; the others are for those who list processes.

@@ -1,12 +1,14 @@
 //! An instance as a thread of this kernel: what a process is for the others, with the same loop at its end.
 
-use super::child::hosted;
+use super::child::{hosted, load};
 use super::context::{Speaker, to_log};
 use super::inside::Inside;
+use crate::peer::Blob;
 use dvm_core::ids::Name;
 use dvm_plugin_api::host::{Context, Hosting};
 use std::convert::Infallible;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::net::UnixStream;
@@ -32,14 +34,26 @@ impl Thread {
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn start(inside: &Arc<Inside>, speaker: Speaker) -> io::Result<(Self, UnixStream)> {
+    pub(super) fn start(
+        inside: &Arc<Inside>,
+        speaker: Speaker,
+        library: Arc<Blob>,
+    ) -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let socket = UnixStream::from_std(ours)?;
         let plugin = speaker.plugin.clone();
         let context = to_log(speaker);
         let (alive, ended) = mpsc::channel(1);
-        let hosted = hosted(context, Some((inside.clone(), plugin.clone())));
+        let hosted = hosted(context, {
+            let (inside, plugin) = (inside.clone(), plugin.clone());
+            move |open| {
+                inside.open(open.hash, &plugin, || {
+                    let library = library.as_fd().try_clone_to_owned();
+                    load(library.map_err(|error| ("limit", error.to_string()))?)
+                })
+            }
+        });
         let mut hosting = Hosting::new(theirs, hosted, Vec::new());
         let run = move || {
             if let Err(error) = hosting.run(None) {

@@ -111,7 +111,6 @@ async fn become_member(
     let (reports_in, reports) = mpsc::channel(INBOX);
     let desks: Arc<Desks> = Arc::default();
     let options = plugins::Options {
-        directory: places.private.clone(),
         name: bootstrap.member.clone(),
         kernel: KERNEL.into(),
         reports: reports_in,

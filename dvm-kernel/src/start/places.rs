@@ -1,4 +1,4 @@
-//! A kernel's files on its host: its socket, its process file, its log, its private directory.
+//! A kernel's files on its host: its socket, its process file, its log.
 
 use super::Failed;
 use crate::log;
@@ -16,8 +16,6 @@ pub(super) struct Places {
     pub(super) logs: PathBuf,
     pub(super) log: PathBuf,
     pub(super) socket_path: PathBuf,
-    /// Only for this kernel: copies of libraries.
-    pub(super) private: PathBuf,
     member: String,
     /// Keep cleaners of temporary files away.
     _held: Vec<File>,
@@ -61,13 +59,9 @@ impl Places {
                 Ok(socket)
             })
             .map_err(|error| failed("listen at", &socket_path, error))?;
-        let private = place.private(member);
-        let places =
-            Self { place, logs, log: log.clone(), socket_path, private, member: member.clone(), _held };
+        let places = Self { place, logs, log: log.clone(), socket_path, member: member.clone(), _held };
         let pid_path = places.place.pid_file(member);
         write_pid(&pid_path).map_err(|error| failed("write", &pid_path, error))?;
-        let _ = fs::remove_dir_all(&places.private);
-        place::private_dir(&places.private)?;
         Ok((places, socket))
     }
 }
@@ -75,25 +69,10 @@ impl Places {
 impl Drop for Places {
     fn drop(&mut self) {
         // The socket last: when it is gone, so is the kernel.
-        let _ = fs::remove_dir_all(&self.private);
-        self.sweep_private();
         let _ = fs::remove_file(self.place.pid_file(&self.member));
         let _ = fs::remove_file(&self.socket_path);
         // One that holds another kernel's files is kept.
         let _ = fs::remove_dir(self.place.directory());
-    }
-}
-
-impl Places {
-    /// Removes private directories that killed kernels left.
-    fn sweep_private(&self) {
-        for entry in fs::read_dir(self.place.directory()).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let member = name.to_str().and_then(|name| name.strip_prefix('.')?.strip_suffix(".d"));
-            if member.is_some_and(|member| place::check_name(member).is_ok() && !self.place.accepts(member)) {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
     }
 }
 

@@ -11,6 +11,8 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::sleep;
 
+const SIGXFSZ: i32 = rustix::process::Signal::XFSZ.as_raw();
+
 /// How long leaving in order may take; whoever sent the signal may kill after half a minute.
 const LEAVE: Duration = Duration::from_secs(15);
 
@@ -20,6 +22,8 @@ pub(super) fn serve(ring: RingHandle, give_up: impl FnOnce()) -> io::Result<impl
     let mut int = signal(SignalKind::interrupt())?;
     let hup = signal(SignalKind::hangup())?;
     let usr1 = signal(SignalKind::user_defined1())?;
+    // Under `ulimit -f` a write that is too much fails, and does not end the kernel.
+    let _ = signal(SignalKind::from_raw(SIGXFSZ))?;
     // A terminal's and a pipe's end are nothing to a kernel.
     let (asked, noted) = (ring.clone(), serve_notes(ring, hup, usr1));
     Ok(async move {
