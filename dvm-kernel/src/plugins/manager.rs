@@ -84,7 +84,7 @@ impl<P> Shared<P> {
 pub(crate) fn start<P: Peers>(peers: Arc<P>, options: Options) -> mpsc::Sender<ToPlugins> {
     let (to, inbox) = mpsc::channel(INBOX);
     let run = move || {
-        // Its other threads write the copies of libraries.
+        // Its other threads look at libraries.
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(give_way).build();
         runtime.expect("a runtime needs a few descriptors, and the kernel has them").block_on(async {
