@@ -1,4 +1,5 @@
-/* A sum in versions of which some fail on k1 when they are to take over; which one is said when it is compiled. */
+/* A sum in versions of which some fail when they are to take over, most of them on k1 alone; which one is said when it is
+   compiled. */
 #define _POSIX_C_SOURCE 200809L
 #include <dvm_plugin.h>
 
@@ -95,6 +96,8 @@ static int restore(void *instance, const void *state, size_t size, const dvm_out
     /* The one after the first, and the one after that. */
     if (fails(sum, "second") && (count == 2 || count == 3))
         return dvm_fail(out, "it takes no second state");
+    if (strcmp(FAILS, "large") == 0 && dvm_get_int(state, size, "value", &sum->value) > 0 && sum->value > 10)
+        return dvm_fail(out, "it takes no sum above 10");
     if (fails(sum, "restore") || dvm_get_int(state, size, "value", &sum->value) <= 0)
         return dvm_fail(out, "it does not take the state");
     return DVM_DONE;

@@ -180,3 +180,36 @@ fn a_member_that_does_not_take_the_state_of_the_commit_is_started_again_from_ano
     assert_eq!(state["reply"], json!({"value": sum + 1, "version": "2.0.0"}), "k1 has all of it");
     cluster.verify();
 }
+
+/// A version that takes the state as it was when it was tried, and on no member the one of the commit. The state is kept, and
+/// the version before, or any other that takes it, goes on with it.
+#[test]
+fn a_version_that_fails_everywhere_after_the_commit_costs_no_state() {
+    if !has(&["cc"], "a plug-in in versions") {
+        return;
+    }
+    let cluster = Cluster::up(3, &[]);
+    let present = version(&cluster, "1.0.0", "");
+    let present = present.to_str().expect("text");
+    let newer = version_with(&cluster, "2.0.0", "large", 1_500);
+    let newer = newer.to_str().expect("text");
+    for mode in ["parallel", "hot"] {
+        let instances: &[&str] = if mode == "parallel" { &[] } else { &["--instances", "3"] };
+        let load = [&["plugin", "load", present, "--mode", mode, "--restart", "1/60s"], instances].concat();
+        let _ = cluster.ok(&load);
+        assert_eq!(add(&cluster, 5)["value"], 5);
+        std::thread::scope(|scope| {
+            let upgraded = scope.spawn(|| cluster.ok(&["plugin", "upgrade", "versions", newer]));
+            // It is tried where it starts at once, and waits for k2.
+            std::thread::sleep(std::time::Duration::from_millis(700));
+            assert_eq!(add(&cluster, 20), json!({"value": 25, "version": "1.0.0"}), "{mode}");
+            let _ = upgraded.join().expect("it is committed");
+        });
+        wait_for("it has failed", || (show(&cluster)["state"] == "failed").then_some(()));
+        let _ = cluster.ok(&["plugin", "upgrade", "versions", present]);
+        let _ = pids(&cluster, 3);
+        assert_eq!(add(&cluster, 1), json!({"value": 26, "version": "1.0.0"}), "{mode}");
+        cluster.verify();
+        let _ = cluster.ok(&["plugin", "unload", "versions"]);
+    }
+}

@@ -99,8 +99,11 @@ impl State {
             TransactionKind::Configure { plugin, edit } => {
                 self.plugins.update(plugin, |p| p.spec.config = edit.apply(&p.spec.config));
             }
-            TransactionKind::Upgrade { plugin, library, .. } => {
-                self.plugins.update(plugin, |p| p.spec.library = library.clone());
+            TransactionKind::Upgrade { plugin: name, library, .. } => {
+                let Some(mut plugin) = self.plugins.get(name).cloned() else { return };
+                plugin.spec.library = library.clone();
+                plugin.revive(&mut step.placed);
+                self.keep_plugin(name.clone(), plugin, false, step);
             }
         }
     }

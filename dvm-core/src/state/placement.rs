@@ -117,6 +117,24 @@ impl State {
 }
 
 impl Plugin {
+    /// Has instances that failed for good begin again, as far as they are wanted: another version may do better.
+    pub(super) fn revive(&mut self, placed: &mut Vec<Placed>) {
+        let lives = |i: &&Instance| matches!(i.state, InstanceState::Starting | InstanceState::Running);
+        let live = self.instances.values().filter(lives).count();
+        let wanted = match self.spec.mode.has_primary() {
+            true => usize::from(self.spec.instances).saturating_sub(live),
+            false => usize::MAX,
+        };
+        let failed = self.instances.iter_mut().filter(|(_, i)| i.state == InstanceState::Failed);
+        let mut failed: Vec<_> = failed.collect();
+        failed.sort_by_key(|(_, instance)| instance.rank);
+        for (member, instance) in failed.into_iter().take(wanted) {
+            instance.state = InstanceState::Starting;
+            instance.reason.clear();
+            placed.push(Placed { plugin: self.spec.name.clone(), member: *member, state: instance.state });
+        }
+    }
+
     /// The rank of the instance that comes next.
     fn next_rank(&mut self) -> Rank {
         let last = self.instances.values().map(|instance| instance.rank.0).max();

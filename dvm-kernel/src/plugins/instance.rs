@@ -4,7 +4,8 @@
 //! Keeping ──begin──► Launching ──► Running ──stop──► Over
 //!                        ▲            │ failure
 //!                        └──restart───┤
-//!                                     └──too many──► Failed ──stop──► Over
+//!                        ▲            └──too many──► Failed ──stop──► Over
+//!                        └────────begin, by an upgrade────┘
 //! ```
 //! An instance *applies* what it is told, or it only keeps it: a standby of a `warm` or `single` plug-in has the
 //! primary's last snapshot and everything since, takes a newer one from time to time, and applies it all when it is
@@ -382,16 +383,16 @@ impl<P: Peers> Instance<P> {
         all_apply(self.spec.mode) || self.primary.is_some()
     }
 
-    /// Failed for good.
+    /// Failed for good, unless another version comes. For that one what it has is kept: others may have failed, too.
     async fn rest(&mut self, why: &str) -> Phase {
         self.refuse_askers(why);
-        while let Some(message) = self.inbox.recv().await {
-            match message {
-                Message::Stop => break,
-                message => self.while_down(message, why, true),
+        loop {
+            match self.inbox.recv().await {
+                None | Some(Message::Stop) => return Phase::Over,
+                Some(Message::Begin) => return Phase::Launching { tells: Tells::Started },
+                Some(message) => self.while_down(message, why, true),
             }
         }
-        Phase::Over
     }
 
     /// Gets a state and a child.
@@ -452,10 +453,10 @@ impl<P: Peers> Instance<P> {
         match result {
             // What came meanwhile was too much to keep: a later state is needed.
             Ok((_, base, _)) if base.index < self.history.base().index => Phase::Launching { tells },
-            // It was promoted meanwhile, and the child has no state yet; or it was upgraded.
-            Ok(_) if self.is_to_apply() != applies || self.spec.library.hash != library => {
-                Phase::Launching { tells }
-            }
+            // It was upgraded meanwhile: how the version before would have fared is nothing any more.
+            _ if self.spec.library.hash != library => Phase::Launching { tells },
+            // It was promoted meanwhile, and the child has no state yet.
+            Ok(_) if self.is_to_apply() != applies => Phase::Launching { tells },
             Ok((link, base, replies)) => {
                 self.applies = applies;
                 self.launched(link, base, replies, tells)
@@ -556,7 +557,8 @@ impl<P: Peers> Instance<P> {
     /// A message while there is no child.
     fn while_down(&mut self, message: Message, why: &str, for_good: bool) {
         match message {
-            Message::Item(_) if for_good => {}
+            // Nobody wants to be told what is long past.
+            Message::Item(_) if for_good && self.spec.stateless => {}
             Message::Item(item) => {
                 let index = item.index;
                 // Without a state of its own it may let items go: it needs a later state then.
@@ -577,14 +579,17 @@ impl<P: Peers> Instance<P> {
             Message::Query { asker, .. } => drop(asker.send(Err(self.not_running(why)))),
             Message::Snapshot { answer, .. } => drop(answer.send(None)),
             Message::State { answer } => drop(answer.send(self.kept())),
-            Message::Upgrade { library, next } => {
-                self.spec.library = library;
-                self.next = next.filter(|_| !for_good);
-            }
+            Message::Upgrade { library, next } => self.upgraded(library, next),
             Message::Validate { answer, .. } => drop(answer.send(Err(not_validated(why)))),
             Message::Attach(attach) => attach.refuse(self.not_running(why).to_string()),
             Message::Kill(done) => drop(done.send(false)),
         }
+    }
+
+    /// Another version, which is not to blame for what the one before did.
+    fn upgraded(&mut self, library: Library, next: Option<Box<Successor>>) {
+        (self.spec.library, self.next) = (library, next);
+        self.restarts.clear();
     }
 
     /// # Errors

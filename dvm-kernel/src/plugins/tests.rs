@@ -357,6 +357,39 @@ async fn an_upgrade_that_fails_leaves_the_old_one_running_everywhere() {
     }
 }
 
+/// Where every instance has failed for good, too: then with what they had, and all that was ordered since.
+#[tokio::test]
+async fn an_upgrade_revives_what_failed_for_good() {
+    let cases: [(_, &[usize]); 3] = [(Mode::Parallel, &[1]), (Mode::Parallel, &[0, 1]), (Mode::Hot, &[0, 1])];
+    for (mode, failing) in cases {
+        let mut world = World::new(2).await;
+        let asked = |spec: &mut PluginSpec| (spec.mode, spec.instances, spec.restart.times) = (mode, 2, 1);
+        assert!(world.load(&[("faults", "true")], asked).await.committed);
+        for _ in 0..20 {
+            world.command(json!({"add": 1})).await;
+        }
+        let state = |world: &World, at: usize| {
+            let plugin = world.state.plugins.get("counter").expect("loaded");
+            plugin.instances[&world.managers[at].identity.id].state
+        };
+        for at in failing {
+            while state(&world, *at) != InstanceState::Failed {
+                let failed = world.count("instance-failed");
+                world.command(json!({"fail": "exit", "on": format!("k{at}")})).await;
+                world.until(|world| world.count("instance-failed") > failed).await;
+                world.until(|world| state(world, *at) != InstanceState::Starting).await;
+            }
+        }
+        world.command(json!({"add": 1})).await;
+        assert!(world.upgrade(newer_counter(), 1).await.committed);
+        world.until(|world| (0..2).all(|at| state(world, at) == InstanceState::Running)).await;
+        let last = world.command(json!({"add": 1})).await;
+        for at in 0..2 {
+            assert_eq!(world.reply(at, last).await, value(22), "{mode:?}, {failing:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_instance_that_uses_more_processor_time_than_it_may_is_ended() {
     let mut world = World::new(1).await;

@@ -274,7 +274,8 @@ impl<P: Peers> Instance<P> {
 
     /// A message while there is a child.
     fn while_up(&mut self, message: Message, serving: &mut Serving) -> Result<(), End> {
-        let mut behind = |op| serving.ops.push_back((self.history.end(), op));
+        let end = self.history.end();
+        let mut behind = |op| serving.ops.push_back((end, op));
         match message {
             Message::Item(item) if self.applies => self.push(item)?,
             Message::Item(item) => {
@@ -330,12 +331,11 @@ impl<P: Peers> Instance<P> {
             Message::State { answer } if !self.applies => drop(answer.send(self.kept())),
             Message::State { answer } => behind(Op::State { answer }),
             Message::Upgrade { library, next } => {
-                (self.spec.library, self.next) = (library, next);
+                self.upgraded(library, next);
                 if !self.applies || self.spec.stateless {
                     return Err(End::Again);
                 }
-                let position = self.history.end();
-                behind(Op::Rebase { position, again: true });
+                behind(Op::Rebase { position: end, again: true });
             }
             Message::Validate { config, answer } => behind(Op::Validate { config, answer }),
             Message::Attach(attach) => attach.refuse(match self.spec.placement {
