@@ -327,9 +327,11 @@ impl Server {
         }
         Err(Failure::new(
             FailureCode::Unknown,
-            format!("the command took effect at index {}; no primary of `{plugin}` has replied yet", index.0),
+            format!("the command is in the history at index {}; no primary of `{plugin}` has replied yet", index.0),
         )
-        .hint("see `dvm plugins`; the same call with the same --id returns the reply when there is one"))
+        .hint(format!(
+            "see `dvm plugin show {plugin}`; the same call with the same --id returns the reply when there is one"
+        )))
     }
 
     async fn reply_of(
@@ -417,10 +419,12 @@ impl Server {
         }
         Err(Failure::new(
             FailureCode::Failure,
-            format!("the command took effect at index {index}; no reply is there"),
+            format!("the command is in the history at index {index}; no reply is there"),
         )
         .cause(own.to_string())
-        .hint("see `dvm plugins`"))
+        .hint(format!(
+            "see `dvm plugin show {plugin}`; one that has failed starts again with `dvm plugin upgrade {plugin} FILE`, and applies it"
+        )))
     }
 
     pub(super) async fn query(
