@@ -192,6 +192,67 @@ fn events_are_the_same_everywhere_and_resume_where_they_stopped() {
     assert_eq!(all("k0", Since::Index(last - 1)), told[11..]);
 }
 
+/// A DVM that is founded under the name of one that is gone has indices of its own.
+#[test]
+fn a_stream_takes_a_new_dvm_of_the_same_name_for_what_it_is() {
+    let mut ground = Ground::new();
+    let filter = |follow| Filter { follow, ..Filter::default() };
+    let old = ground.found("k0", &[]).pid();
+    let mut client = ground.client("k0");
+    for number in 0..20 {
+        put(&mut client, "app/n", number).expect("it is done");
+    }
+    let any = dvm_plugin_api::client::Client::connect(ground.target()).expect("it answers");
+    // One that has been told nothing yet, and one that has.
+    let mut streams =
+        [Since::Now, Since::All].map(|since| any.events(since, filter(true)).expect("a stream"));
+    let told = |events: &mut dvm_plugin_api::client::Events| match events.next(Some(PATIENCE)) {
+        Ok(Next::Event(event)) => *event,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told(&mut streams[1]).kind, "member-joined");
+    put(&mut client, "app/last", 1).expect("it is done");
+    let Since::Cursor(cursor) = streams[1].position().clone() else { panic!("it has told something") };
+    signal(old, Signal::KILL);
+    for events in &mut streams {
+        assert_eq!(told(events).kind, "detached");
+    }
+    ground.found("k0", &[]).pid();
+    for events in &mut streams {
+        let lost = told(events);
+        assert_eq!((lost.kind.as_str(), &lost.more["resume_index"]), ("partition-lost", &0.into()));
+        let first = told(events);
+        assert_eq!((first.kind.as_str(), first.index), ("member-joined", Some(1)), "all of the new one");
+    }
+    // And whoever kept a cursor.
+    let mut kept = ground.client("k0").events(Since::Cursor(cursor), filter(false)).expect("a stream");
+    assert_eq!([told(&mut kept).kind, told(&mut kept).kind], ["partition-lost", "member-joined"]);
+}
+
+/// A kernel that is stopped holds its connections, and those who have one are told by another.
+#[test]
+fn clients_of_a_stopped_kernel_go_on_at_another() {
+    let mut ground = Ground::new();
+    let stopped = ground.found("k0", &[("silence_ms", "200")]).pid();
+    let mut client = ground.client("k0");
+    for member in ["k1", "k2"] {
+        let ticket = ticket(&mut client);
+        ground.join(member, &ticket).pid();
+    }
+    wait_until("three members", || status(&mut client).view.size == 3);
+    let target = || dvm_plugin_api::client::Target { prefer: Some("k0".into()), ..ground.target() };
+    let mut client = dvm_plugin_api::client::Client::connect(target()).expect("it answers");
+    let filter = Filter { kinds: vec!["member-failed".into()], follow: true, key_prefix: None };
+    let mut events = client.events(Since::Now, filter).expect("a stream");
+    assert_eq!((client.through(), events.through()), (Some("k0"), Some("k0")));
+    signal(stopped, Signal::STOP);
+    put(&mut client, "app/n", 1).expect("another one does it");
+    let next = events.next(Some(PATIENCE)).expect("an event");
+    let Next::Event(event) = next else { panic!("{next:?}") };
+    assert_eq!((event.kind.as_str(), &event.more["member"]), ("member-failed", &"k0".into()));
+    signal(stopped, Signal::CONT);
+}
+
 #[test]
 fn all_members_verify_while_they_write() {
     let mut ground = Ground::new();

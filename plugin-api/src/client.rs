@@ -175,7 +175,7 @@ impl Client {
                 .cause(error.to_string())
         };
         connection.send(&request, With::default(), None, Some(deadline)).map_err(lost)?;
-        let desk = match connection.receive(Some(deadline)).map_err(lost)?.answer? {
+        let desk = match connection.receive(Some(deadline), false).map_err(lost)?.answer? {
             Answer::Attached => None,
             Answer::AttachedAt { desk, deadline_ms } => Some((desk, deadline_ms)),
             _ => return Err(Failure::new(FailureCode::Failure, "the kernel answered something else")),
@@ -250,7 +250,7 @@ impl Client {
             let connection = self.connection.as_mut().expect("connected above");
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let seen = self.seen.as_deref().filter(|_| kind != Kind::Local);
-            match exchange(connection, request, With { stamp: stamp.as_ref(), seen }, left) {
+            match exchange(connection, request, With { stamp: stamp.as_ref(), seen }, left, can_move) {
                 Ok(Ok(answer)) => {
                     if let Some(receipt) = answer.receipt() {
                         self.seen = Some(receipt.cursor.clone());
@@ -322,11 +322,12 @@ fn exchange(
     request: &Request,
     with: With<'_>,
     left: Option<Duration>,
+    watched: bool,
 ) -> io::Result<Result<Answer, Failure>> {
     let deadline = left.map(|left| Instant::now() + left + GRACE);
     let id = connection.send(request, with, left, deadline)?;
     loop {
-        let message = connection.receive(deadline)?;
+        let message = connection.receive(deadline, watched)?;
         // Others are late answers to requests that were given up.
         if message.id == id {
             return Ok(message.answer);

@@ -212,12 +212,13 @@ impl Server {
 
     /// A receipt and what was done; failures are told as such.
     async fn done(&self, receipt: CoreReceipt, applied: Applied) -> Result<(Receipt, Applied), Failure> {
-        let mut document = documents::receipt(&receipt);
+        let mut document = documents::receipt(&receipt, self.shared.dvm);
         let applied = match applied {
             Applied::Repeated { index, first } => {
                 let place = self.mirror.borrow().place(index);
                 document.index = index.0;
-                document.cursor = place.unwrap_or(Place { view: receipt.view.id, index }).cursor();
+                document.cursor =
+                    place.unwrap_or(Place::new(self.shared.dvm, receipt.view.id, index)).cursor();
                 *first
             }
             applied => applied,

@@ -21,6 +21,8 @@ use std::collections::BTreeMap;
 /// A place in the history of a branch: what a cursor says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
+    /// The DVM: another one may have its name later. Enough of its number to tell them apart.
+    pub(crate) dvm: u32,
     /// The view.
     pub(crate) view: ViewId,
     /// The last index of an entry in it.
@@ -28,10 +30,15 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// In the DVM with this number.
+    pub(crate) fn new(dvm: u128, view: ViewId, index: HistoryIndex) -> Self {
+        Self { dvm: dvm as u32, view, index }
+    }
+
     /// As clients keep it.
     pub(crate) fn cursor(self) -> String {
         let ViewId { epoch, proposer, round } = self.view;
-        format!("{epoch}-{proposer}-{round}-{}", self.index)
+        format!("{epoch}-{proposer}-{round}-{}-{:08x}", self.index, self.dvm)
     }
 
     /// From what a client kept.
@@ -41,17 +48,13 @@ impl Place {
         let proposer = MemberId(u128::from_str_radix(parts.next()?, 16).ok()?);
         let round = parts.next()?.parse().ok()?;
         let index = HistoryIndex(parts.next()?.parse().ok()?);
-        parts.next().is_none().then_some(Self { view: ViewId { epoch, proposer, round }, index })
+        let dvm = u32::from_str_radix(parts.next()?, 16).ok()?;
+        parts.next().is_none().then_some(Self { dvm, view: ViewId { epoch, proposer, round }, index })
     }
 }
 
-/// Where an event stands: at the end of its entry, for a cursor never stands inside one.
-pub(crate) fn place(event: &Event) -> Place {
-    Place { view: event.view_id, index: event.index }
-}
-
 /// A receipt.
-pub(crate) fn receipt(receipt: &Receipt) -> ReceiptDoc {
+pub(crate) fn receipt(receipt: &Receipt, dvm: u128) -> ReceiptDoc {
     let Receipt { index, view } = receipt;
     ReceiptDoc {
         index: index.0,
@@ -59,7 +62,7 @@ pub(crate) fn receipt(receipt: &Receipt) -> ReceiptDoc {
         view: view_text(view),
         epoch: view.id.epoch.0,
         label: view.label.word().into(),
-        cursor: Place { view: view.id, index: *index }.cursor(),
+        cursor: Place::new(dvm, view.id, *index).cursor(),
     }
 }
 
@@ -67,8 +70,8 @@ fn view_text(view: &View) -> String {
     format!("{}.{}.{}", view.id.epoch, view.proposer_name, view.id.round)
 }
 
-/// An event.
-pub(crate) fn event(event: &Event) -> EventDoc {
+/// An event of the DVM with this number.
+pub(crate) fn event(event: &Event, dvm: u128) -> EventDoc {
     EventDoc {
         schema: 1,
         index: Some(event.index.0),
@@ -76,10 +79,10 @@ pub(crate) fn event(event: &Event) -> EventDoc {
         epoch: event.view_id.epoch.0,
         label: event.label.word().into(),
         lineage: event.lineage.to_string(),
-        cursor: Place { view: event.view_id, index: event.index }.cursor(),
+        cursor: Place::new(dvm, event.view_id, event.index).cursor(),
         time: rfc3339(event.time_ms),
         kind: event.kind.word().into(),
-        more: more(&event.kind),
+        more: fields(&event.kind),
     }
 }
 
@@ -93,7 +96,7 @@ pub(crate) fn note(state: &State, kind: &str, more: Value, time_ms: u64) -> Even
         epoch: state.view.id.epoch.0,
         label: state.view.label.word().into(),
         lineage: state.view.lineage.to_string(),
-        cursor: Place { view: state.view.id, index: state.index }.cursor(),
+        cursor: Place::new(state.id, state.view.id, state.index).cursor(),
         time: rfc3339(time_ms),
         kind: kind.into(),
         more,
@@ -107,7 +110,7 @@ pub(crate) fn suspected(state: &State, member: MemberId, noticed_by: &str) -> Va
 }
 
 /// Fields of an event's kind.
-fn more(kind: &EventKind) -> Map<String, Value> {
+pub(crate) fn fields(kind: &EventKind) -> Map<String, Value> {
     let value = match kind {
         EventKind::MemberJoined { member } | EventKind::MemberChanged { member } => brief(member),
         EventKind::MemberLeft { member, by } => with(brief(member), json!({"by": leave_by(*by)})),
@@ -273,6 +276,7 @@ pub(crate) fn status(seen: &Seen, beside: &Beside) -> Status {
             waiting_for: names(&seen.waiting_for),
         },
         index: state.index.0,
+        cursor: Place::new(state.id, state.view.id, state.index).cursor(),
         state_hash: hex(&state.hash()),
         through: state.name_of(seen.me),
         members,
@@ -519,9 +523,9 @@ mod tests {
     #[test]
     fn a_cursor_says_where_it_stands() {
         let view = ViewId { epoch: Epoch(7), proposer: MemberId(0xab << 100), round: 2 };
-        let place = Place { view, index: HistoryIndex(45) };
+        let place = Place::new(0x1234_abcd, view, HistoryIndex(45));
         assert_eq!(Place::parse(&place.cursor()), Some(place));
-        for bad in ["", "45", "7-xx-2-45", "7-ab-2-45-9", "now"] {
+        for bad in ["", "45", "7-ab-2-45", "7-xx-2-45-1", "7-ab-2-45-xx", "7-ab-2-45-1-9", "now"] {
             assert_eq!(Place::parse(bad), None, "{bad}");
         }
     }

@@ -1,6 +1,6 @@
 //! The tail of the history as clients read it: events and entries, numbered in the order this kernel tells them.
 
-use super::documents::{self, Place};
+use super::documents::Place;
 use dvm_core::Delivery;
 use dvm_core::ids::{HistoryIndex, ViewId};
 use dvm_core::state::{Content, Entry, Event};
@@ -22,8 +22,10 @@ pub(crate) enum Item {
 const ANCESTRY_MAX: usize = 1_024;
 
 /// The tail.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Mirror {
+    /// The DVM.
+    dvm: u128,
     items: VecDeque<Item>,
     /// Number of the first item.
     first: u64,
@@ -60,11 +62,28 @@ pub(crate) enum Found {
     Overflow(HistoryIndex),
     /// The branch it read is no longer this kernel's; it goes on after this index.
     OtherBranch(HistoryIndex),
+    /// It read another DVM, up to here, which had the name before; it goes on with all that is kept.
+    OtherDvm(HistoryIndex),
     /// Nothing new.
     Nothing,
 }
 
 impl Mirror {
+    /// Nothing yet of the DVM with this number.
+    pub(crate) fn new(dvm: u128) -> Self {
+        Self {
+            dvm,
+            items: VecDeque::new(),
+            first: 0,
+            low: HistoryIndex(0),
+            entries: VecDeque::new(),
+            entry_bytes: 0,
+            ancestry: VecDeque::new(),
+            index: HistoryIndex(0),
+            generation: 0,
+        }
+    }
+
     /// An entry took effect.
     pub(crate) fn push(&mut self, delivery: &Delivery, entries_max: u64, bytes_max: u64) {
         let entry = &delivery.entry;
@@ -168,10 +187,13 @@ impl Mirror {
         if reader.generation != self.generation {
             reader.generation = self.generation;
             reader.next = self.first;
-            if reader.last.is_some_and(|last| !self.has(last)) {
-                reader.after = reader.after.max(self.index);
-                reader.last = None;
-                return Found::OtherBranch(reader.after);
+            if let Some(last) = reader.last.take_if(|last| !self.has(*last)) {
+                if last.dvm != self.dvm as u32 {
+                    reader.after = HistoryIndex(0);
+                    return Found::OtherDvm(last.index);
+                }
+                reader.after = self.index;
+                return Found::OtherBranch(self.index);
             }
         }
         if reader.after < self.low && reader.last.is_none() && reader.after.0 > 0
@@ -191,7 +213,8 @@ impl Mirror {
                 Item::Event(event) if event.index <= reader.after => continue,
                 Item::Event(event) => {
                     reader.after = event.index;
-                    reader.last = Some(documents::place(event));
+                    // At the end of its entry, for a cursor never stands inside one.
+                    reader.last = Some(Place::new(self.dvm, event.view_id, event.index));
                 }
                 Item::Note(_) => {}
             }
@@ -203,11 +226,14 @@ impl Mirror {
     /// The place of the entry that ends at an index of this branch, if its view is still known.
     pub(crate) fn place(&self, index: HistoryIndex) -> Option<Place> {
         let (view, _) = *self.ancestry.iter().rev().find(|(_, at)| *at <= index)?;
-        Some(Place { view, index })
+        Some(Place::new(self.dvm, view, index))
     }
 
     /// Whether a place lies on this branch, as far as is still known; one that lies ahead may.
     pub(crate) fn has(&self, place: Place) -> bool {
+        if place.dvm != self.dvm as u32 {
+            return false;
+        }
         let Some((oldest, _)) = self.ancestry.front() else { return true };
         let newest = self.ancestry.back().map_or(place.view.epoch, |(view, _)| view.epoch);
         if place.view.epoch < oldest.epoch {
@@ -240,17 +266,36 @@ mod tests {
 
     #[test]
     fn a_place_of_a_lost_branch_is_told_from_one_that_lies_ahead() {
-        let mut mirror = Mirror::default();
+        let mut mirror = Mirror::new(5);
         let ancestry = vec![(view(1, 1), HistoryIndex(1)), (view(2, 1), HistoryIndex(10))];
         mirror.reset(HistoryIndex(60), ancestry, Vec::new(), Vec::new());
-        let has = |epoch, proposer, index| {
-            mirror.has(Place { view: view(epoch, proposer), index: HistoryIndex(index) })
-        };
+        let has =
+            |epoch, proposer, index| mirror.has(Place::new(5, view(epoch, proposer), HistoryIndex(index)));
         assert!(has(1, 1, 10) && has(2, 1, 11) && has(2, 1, 60), "on this branch");
         assert!(has(2, 1, 61) && has(3, 1, 61), "ahead");
         assert!(!has(1, 1, 11) && !has(2, 9, 11), "behind a fork, in another view");
         assert!(!has(3, 9, 50), "a later view, whose entry would be here by now");
-        assert_eq!(mirror.place(HistoryIndex(10)), Some(Place { view: view(2, 1), index: HistoryIndex(10) }));
-        assert_eq!(mirror.place(HistoryIndex(9)), Some(Place { view: view(1, 1), index: HistoryIndex(9) }));
+        let place = |view, index| Some(Place::new(5, view, HistoryIndex(index)));
+        assert_eq!(mirror.place(HistoryIndex(10)), place(view(2, 1), 10));
+        assert_eq!(mirror.place(HistoryIndex(9)), place(view(1, 1), 9));
+    }
+
+    #[test]
+    fn a_reader_of_another_dvm_begins_anew_and_one_of_a_lost_branch_misses_nothing_to_come() {
+        let mut mirror = Mirror::new(5);
+        mirror.reset(HistoryIndex(10), vec![(view(1, 1), HistoryIndex(1))], Vec::new(), Vec::new());
+        let found = |dvm, proposer, index| {
+            let mut reader = mirror.read_from(Place::new(dvm, view(1, proposer), HistoryIndex(index)));
+            let found = match mirror.read(&mut reader, 8) {
+                Found::OtherDvm(last) => ("another DVM", last.0),
+                Found::OtherBranch(resume) => ("another branch", resume.0),
+                Found::Nothing => ("nothing", 0),
+                found => panic!("{found:?}"),
+            };
+            (found, reader.after.0)
+        };
+        assert_eq!(found(6, 7, 24), (("another DVM", 24), 0));
+        assert_eq!(found(5, 7, 24), (("another branch", 10), 10), "what comes is from 11 on");
+        assert_eq!(found(5, 1, 24), (("nothing", 0), 24), "ahead");
     }
 }

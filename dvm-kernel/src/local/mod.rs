@@ -155,6 +155,7 @@ pub(crate) async fn run(parts: Parts) -> io::Result<()> {
     let env = env.map(|(name, value)| (name.to_owned(), value)).to_vec();
     let server = Rc::new(Server {
         dvm: parts.dvm,
+        mirror: RefCell::new(Mirror::new(parts.shared.dvm)),
         shared: parts.shared,
         ring: parts.ring,
         feed: parts.feed,
@@ -163,7 +164,6 @@ pub(crate) async fn run(parts: Parts) -> io::Result<()> {
         logs: parts.logs,
         clock: parts.clock,
         identity: RefCell::new(parts.identity),
-        mirror: RefCell::default(),
         version: watch::Sender::new(0),
         kept: Cell::new((defaults.history_entries, defaults.history_bytes)),
         outbox: RefCell::default(),

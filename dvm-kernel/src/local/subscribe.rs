@@ -120,7 +120,7 @@ impl Server {
             Found::Items(items) => {
                 for item in items {
                     let document = match item {
-                        Item::Event(event) => documents::event(&event),
+                        Item::Event(event) => documents::event(&event, self.shared.dvm),
                         Item::Note(note) => (*note).clone(),
                     };
                     if wanted.has(&document) {
@@ -144,6 +144,14 @@ impl Server {
                         self.note_now("partition-lost", more).await
                     }
                 };
+                if let Some(note) = note.filter(|note| wanted.has(note)) {
+                    outgoing.send(event(note)).await?;
+                }
+            }
+            // The DVM that was read is gone with all it had, and this one has begun anew.
+            Found::OtherDvm(last) => {
+                let more = json!({"fork_index": 0, "discarded": last.0, "journal": null, "resume_index": 0});
+                let note = self.note_now("partition-lost", more).await;
                 if let Some(note) = note.filter(|note| wanted.has(note)) {
                     outgoing.send(event(note)).await?;
                 }

@@ -10,6 +10,7 @@ use super::link::Link;
 use super::prepare::Successor;
 use super::roster::Roster;
 use super::{Execution, Figures, FromPlugins, Peers, ReplyError, ToPlugins, payload, prepare};
+use crate::local::documents;
 use crate::peer::give_way;
 use crate::services::desk::Desks;
 use bytes::Bytes;
@@ -373,7 +374,7 @@ impl<P: Peers> Manager<P> {
         for event in &delivery.events {
             match &event.kind {
                 EventKind::KeyChanged { key, .. } => {
-                    let fields = || crate::local::documents::event(event).more.into();
+                    let fields = || documents::fields(&event.kind).into();
                     self.shared.options.desks.key_changed(event.index.0, key, fields);
                 }
                 _ => self.event(event).await,
@@ -458,7 +459,7 @@ impl<P: Peers> Manager<P> {
             }
             _ => {}
         }
-        let fields = crate::local::documents::event(event).more;
+        let fields = documents::fields(&event.kind);
         let told = dvm_plugin_api::Event::new(event.index.0, event.kind.word(), fields);
         let told = rmp_serde::to_vec_named(&told).expect("an event is plain data");
         let frame = frame(&ToChild::Event(told.into()));

@@ -11,9 +11,21 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+/// How long a kernel may say nothing before it is asked whether it is there.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// How long it may take to say so.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// How exact the former is, so that not every message sets a timer.
+const GRAIN: Duration = Duration::from_millis(500);
+
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: UnixStream,
+    /// When to see whether the kernel is there, if it says nothing until then; and whether it was asked.
+    look_at: Instant,
+    asked: bool,
     /// Bytes received and not yet decoded: less than one frame after each call.
     received: Vec<u8>,
     /// Of the last request sent.
@@ -53,7 +65,9 @@ impl Connection {
             ),
             _ => Refusal::Gone,
         })?;
-        let mut connection = Self { stream, received: Vec::new(), last_id: 0, member: member.into() };
+        let look_at = Instant::now() + QUIET;
+        let (asked, received, last_id, member) = (false, Vec::new(), 0, member.into());
+        let mut connection = Self { stream, look_at, asked, received, last_id, member };
         let hello = Request::Hello { version: LOCAL_VERSION, client: target.client.clone() };
         // An empty socket has room for it.
         connection.send(&hello, With::default(), None, None).map_err(|_| Refusal::Gone)?;
@@ -99,18 +113,56 @@ impl Connection {
         };
         self.stream.set_write_timeout(left(deadline)?)?;
         write_frame(&mut Quiet(&self.stream), &message).map_err(timed_out)?;
+        self.look_at = self.look_at.max(Instant::now() + QUIET);
         Ok(self.last_id)
     }
 
-    /// Waits for a message; `TimedOut` at the deadline, `UnexpectedEof` when the kernel is gone.
-    pub(super) fn receive(&mut self, deadline: Option<Instant>) -> io::Result<ToClient> {
+    /// Waits for a message; `TimedOut` at the deadline, `UnexpectedEof` when the kernel is gone. Where `watched`, also what
+    /// [`look`](Self::look) finds.
+    pub(super) fn receive(&mut self, deadline: Option<Instant>, watched: bool) -> io::Result<ToClient> {
         loop {
             if let Some(message) = self.take()? {
                 return Ok(message);
             }
             left(deadline)?;
-            wake::wait(Some(self.fd()), deadline);
-            self.fill()?;
+            let until = deadline.into_iter().chain(watched.then_some(self.look_at)).min();
+            wake::wait(Some(self.fd()), until);
+            if !self.fill()? && watched {
+                self.look()?;
+            }
+        }
+    }
+
+    /// When [`look`](Self::look) is due, if nothing is received until then.
+    pub(super) fn looks_at(&self) -> Instant {
+        self.look_at
+    }
+
+    /// After nothing was received: asks the kernel whether it is there if it has said nothing for long. One that is stopped
+    /// holds its connections, and would keep its clients waiting for as long.
+    ///
+    /// # Errors
+    /// `ConnectionAborted` when it does not answer.
+    pub(super) fn look(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        if now < self.look_at {
+            return Ok(());
+        }
+        if self.asked {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        let hello = Request::Hello { version: LOCAL_VERSION, client: String::new() };
+        self.send(&hello, With::default(), None, Some(now + GRAIN))
+            .map_err(|_| io::ErrorKind::ConnectionAborted)?;
+        (self.look_at, self.asked) = (now + ANSWER, true);
+        Ok(())
+    }
+
+    /// It is there.
+    fn heard(&mut self) {
+        let look_at = Instant::now() + QUIET;
+        if self.asked || look_at > self.look_at + GRAIN {
+            (self.look_at, self.asked) = (look_at, false);
         }
     }
 
@@ -169,6 +221,7 @@ impl Connection {
         let Some(body) = rest.get(..length) else { return Ok(None) };
         let message = decode(body).map_err(|error| wrong(error.to_string()))?;
         self.received.drain(..4 + length);
+        self.heard();
         Ok(Some(message))
     }
 }

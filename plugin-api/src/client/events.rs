@@ -1,7 +1,7 @@
 //! A stream of events that outlives the kernel it comes from.
 //!
-//! It goes on at another kernel of the DVM on this host, right after the last event. Where there is none it tells
-//! `detached` once and tries again whenever its caller asks for events. No event is told twice, none is missed:
+//! It goes on at another kernel of the DVM on this host, right after the last event, when its own is lost or says nothing to a
+//! question. Where there is none it tells `detached` once and tries again whenever its caller asks for events. No event is told twice, none is missed:
 //! what no kernel keeps any more is told as `overflow` by the kernel.
 
 use super::connection::{Connection, With};
@@ -94,7 +94,7 @@ impl Link {
             Self::Apart { again } => (None, Some(*again)),
             Self::Search(search) => (search.fd(), Some(search.until())),
             Self::Placing { connection, until, .. } => (Some(connection.fd()), Some(*until)),
-            Self::Attached { connection, .. } => (Some(connection.fd()), None),
+            Self::Attached { connection, .. } => (Some(connection.fd()), Some(connection.looks_at())),
         }
     }
 }
@@ -224,7 +224,8 @@ impl Events {
         let id = *id;
         loop {
             match connection.try_receive() {
-                Ok(None) => return Ok(Some(Next::Quiet)),
+                Ok(None) if connection.look().is_ok() => return Ok(Some(Next::Quiet)),
+                Ok(None) => break,
                 Ok(Some(message)) if message.id != id => {}
                 Ok(Some(message)) => match message.answer {
                     Ok(Answer::Event(event)) => {
@@ -265,7 +266,8 @@ impl Events {
                     Ok(None) if now < *until => return Ok(false),
                     Ok(Some(message)) if message.id != *id => continue,
                     Ok(Some(ToClient { answer: Ok(Answer::Status(status)), .. })) => {
-                        self.since = Since::Index(status.index);
+                        // A DVM that is founded later under this name has such an index, too.
+                        self.since = Since::Cursor(status.cursor.clone());
                         let Link::Placing { connection, .. } = self.replace_link(now) else {
                             unreachable!("it was placed above")
                         };

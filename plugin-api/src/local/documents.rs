@@ -46,6 +46,9 @@ pub struct Status {
     pub view: ViewDoc,
     /// Last index applied here.
     pub index: u64,
+    /// That place, for a subscription that begins behind it.
+    #[serde(default)]
+    pub cursor: String,
     /// Hash of the state at that index.
     pub state_hash: String,
     /// The member that answers.
