@@ -138,6 +138,15 @@ fn the_child_that_was_tried_goes_on_if_nothing_has_happened_since() {
         assert_eq!(add(&cluster, 1), json!({"value": 6, "version": "2.0.0"}), "{mode}");
         let _ = pids(&cluster, 3);
         assert_eq!((taken(&cluster), &show(&cluster)["failures"]), (1, &json!(0)), "{mode}, {placement}");
+        wait_for("every member knows the processes", || {
+            let seen = ["k0", "k1", "k2"].map(|member| {
+                let plugin = cluster.ok(&["--member", member, "plugin", "show", "versions"]);
+                let instances = plugin["instances"].as_array().expect("instances").iter();
+                instances.map(|instance| instance["pid"].as_u64().expect("a process")).collect::<Vec<_>>()
+            });
+            let lives = |pid: &u64| std::path::Path::new(&format!("/proc/{pid}")).exists();
+            (seen[0] == seen[1] && seen[0] == seen[2] && seen[0].iter().all(lives)).then_some(())
+        });
         let _ = cluster.ok(&["plugin", "unload", "versions"]);
     }
     cluster.verify();

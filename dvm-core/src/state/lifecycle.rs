@@ -117,6 +117,11 @@ impl State {
         let Some(instance) = plugin.instances.get_mut(&report.member) else { return };
         let (name, rank) = (report.plugin.clone(), instance.rank);
         step.kinds.push(match &report.what {
+            InstanceChange::Moved { pid } => {
+                instance.pid = *pid;
+                self.plugins.insert(name, plugin);
+                return;
+            }
             InstanceChange::Started { pid } => {
                 (instance.state, instance.pid) = (InstanceState::Running, *pid);
                 instance.reason.clear();

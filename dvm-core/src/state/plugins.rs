@@ -260,6 +260,11 @@ pub enum InstanceChange {
         /// Whether its restart policy will start it again.
         again: bool,
     },
+    /// It goes on in another process, as after an upgrade. That is no event.
+    Moved {
+        /// Its process.
+        pid: u32,
+    },
 }
 
 /// How an instance failed.

@@ -501,6 +501,7 @@ fn change(change: &Change, state: &State) -> (&'static str, Option<TransactionId
                 dvm_core::state::InstanceChange::Started { .. } => "started",
                 dvm_core::state::InstanceChange::Restarted { .. } => "restarted",
                 dvm_core::state::InstanceChange::Failed { .. } => "failed",
+                dvm_core::state::InstanceChange::Moved { .. } => "moved",
             };
             let member = state.name_of(report.member);
             ("instance", None, json!({"plugin": report.plugin, "member": member, "what": what}))

@@ -154,8 +154,8 @@ pub(super) enum Tells {
     Started,
     /// That it was started again.
     Restarted,
-    /// Nothing: it counts as running all the time.
-    Nothing,
+    /// Only its process: it counts as running all the time.
+    Moved,
 }
 
 /// What is to be reported when everything before a position of the history is answered.
@@ -416,7 +416,7 @@ impl<P: Peers> Instance<P> {
                 sleep(RESTART).await;
             }
             // What begins again though nothing is wrong with it has its own state.
-            let bundle = match own.state == Start::Elsewhere || applies && tells != Tells::Nothing {
+            let bundle = match own.state == Start::Elsewhere || applies && tells != Tells::Moved {
                 _ if spec.stateless => None,
                 true => source.obtain(&shared, &spec, own.state == Start::Elsewhere, deadline).await?,
                 false => None,
@@ -508,12 +508,12 @@ impl<P: Peers> Instance<P> {
         let pid = link.pid();
         self.child_config = self.history.base().config.clone();
         let change = match tells {
-            Tells::Started => Some(InstanceChange::Started { pid }),
-            Tells::Restarted => Some(InstanceChange::Restarted { pid }),
-            Tells::Nothing => None,
+            Tells::Started => InstanceChange::Started { pid },
+            Tells::Restarted => InstanceChange::Restarted { pid },
+            Tells::Moved => InstanceChange::Moved { pid },
         };
         let position = self.history.end();
-        Phase::Running { link: Box::new(link), announce: change.map(|change| Announce { position, change }) }
+        Phase::Running { link: Box::new(link), announce: Some(Announce { position, change }) }
     }
 
     /// What becomes of a failed instance.

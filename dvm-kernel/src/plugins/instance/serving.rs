@@ -132,8 +132,9 @@ impl<P: Peers> Instance<P> {
             End::Failed(failure) if serving.stop_by.is_none() => self.failed(failure),
             End::Again if serving.stop_by.is_none() => {
                 self.history.start_over();
-                let tells = serving.announce.map_or(Tells::Nothing, |announce| match announce.change {
+                let tells = serving.announce.map_or(Tells::Moved, |announce| match announce.change {
                     InstanceChange::Restarted { .. } => Tells::Restarted,
+                    InstanceChange::Moved { .. } => Tells::Moved,
                     _ => Tells::Started,
                 });
                 Phase::Launching { tells }
