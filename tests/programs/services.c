@@ -55,7 +55,7 @@ static int apply(void *instance, const char *command, size_t size, const dvm_met
 }
 
 static void ask_all(services_t *s) {
-    static const char *const program[] = {"sh", "-c", "echo in C; exit 5", NULL};
+    static const char *const program[] = {"sh", "-c", "echo it runs; exit 5", NULL};
     dvm_text_t answer = DVM_TEXT;
     dvm_text_t early = {s->early, strlen(s->early), sizeof s->early, 0};
     put(s, "early", DVM_ERROR, &early);

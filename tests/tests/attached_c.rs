@@ -1,14 +1,10 @@
 //! Programs in C as the place of a plug-in's instances: by a descriptor in their own loop, and by a thread of their own.
 
 use dvm_tests::book::{block, page, root};
-use dvm_tests::cluster::{Cluster, has, services_in_c_are_answered, signal, wait_for};
-use rustix::process::Signal;
+use dvm_tests::cluster::{Cluster, Runner, has, services_are_answered, wait_for};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::process::Command;
 
 fn program(name: &str) -> PathBuf {
     root().join("tests/programs").join(name)
@@ -19,51 +15,6 @@ fn calm(kernels: usize) -> Cluster {
     Cluster::up(kernels, &["--set", "silence_ms=60000"])
 }
 
-/// A program that runs an instance, and what it has printed.
-struct Runner {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    lines: Arc<Mutex<Vec<String>>>,
-    reader: JoinHandle<()>,
-}
-
-impl Runner {
-    fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("it starts");
-        let (stdin, told) = (child.stdin.take(), child.stdout.take().expect("piped"));
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let push = lines.clone();
-        let reader = std::thread::spawn(move || {
-            let told = BufReader::new(told).lines().map_while(Result::ok);
-            told.for_each(|line| push.lock().expect("no panic holds it").push(line));
-        });
-        Self { child, stdin, lines, reader }
-    }
-
-    fn told(&self, what: &str) {
-        wait_for(&format!("{what} is printed"), || {
-            let lines = self.lines.lock().expect("no panic holds it").clone();
-            assert!(!lines.iter().any(|line| line.starts_with("wrong: ")), "{lines:?}");
-            lines.iter().any(|line| line.contains(what)).then_some(())
-        });
-    }
-
-    fn kill(mut self) {
-        signal(self.child.id(), Signal::KILL);
-        self.child.wait().expect("it is gone");
-    }
-
-    fn ends(mut self) -> Vec<String> {
-        drop(self.stdin.take());
-        let status = self.child.wait().expect("it ends");
-        self.reader.join().expect("it reads to the end");
-        let lines = self.lines.lock().expect("no panic holds it").clone();
-        assert!(status.success(), "{status}: {lines:?}");
-        lines
-    }
-}
-
 /// A program linked with a plug-in's source, whose instance it runs.
 fn attach_with(cluster: &Cluster, plugin: &Path) -> PathBuf {
     cluster.compile(&program("attach.c"), &[plugin.to_str().expect("text"), "-ldvm", "-lpthread"])
@@ -72,14 +23,7 @@ fn attach_with(cluster: &Cluster, plugin: &Path) -> PathBuf {
 fn attach(cluster: &Cluster, built: &Path, member: &str, name: &str, how: &str) -> Runner {
     let mut command = cluster.program(built);
     command.args([&cluster.uri(member), name, how]);
-    let runner = Runner::start(command);
-    wait_for(&format!("the instance on {member} runs"), || {
-        let shown = cluster.ok(&["plugin", "show", name]);
-        let instances = shown["instances"].as_array()?.clone();
-        let mine = instances.into_iter().find(|instance| instance["member"] == json!(member))?;
-        (mine["state"] == json!("running") && mine["pid"] == json!(runner.child.id())).then_some(())
-    });
-    runner
+    Runner::attached(cluster, command, member, name)
 }
 
 fn load(cluster: &Cluster, name: &str, more: &[&str]) {
@@ -157,7 +101,7 @@ fn asks_for_each_service(how: &str) {
     load(&cluster, "inc", &["--mode", "hot", "--instances", "2", "--stateless"]);
     // The first is the primary, which asks at once, and sends a message to k1.
     let runners = ["k1", "k0"].map(|member| attach(&cluster, &built, member, "inc", how));
-    services_in_c_are_answered(&cluster, "k1");
+    services_are_answered(&cluster, "k1");
     let _ = cluster.ok(&["plugin", "unload", "inc"]);
     for runner in runners {
         assert_eq!(runner.ends().len(), 2);
@@ -184,7 +128,7 @@ fn an_instance_on_a_thread_is_given_up_from_outside() {
     load(&cluster, "counter", &[]);
     let mut first = attach(&cluster, &built, "k0", "counter", "thread");
     assert_eq!(add(&cluster, 4), json!(4));
-    writeln!(first.stdin.as_mut().expect("piped"), "end").expect("it reads");
+    first.say("end");
     let ended = "-1 the instance of counter in this application is over (it was given up here)";
     assert_eq!(first.ends(), ["attached", ended]);
     // What came before is told to the next one, which is away for longer than it may, and is told that it is over.
@@ -250,11 +194,17 @@ fn the_program_of_the_book_hears_of_a_dead_member_in_its_own_loop() {
     let first = start("k0");
     first.told("primary at 0");
     assert_eq!(add(3), json!(6));
-    let second = start("k1");
+    // Whichever joined first has the other instance.
+    let shown = cluster.ok(&["plugin", "show", "tally"]);
+    let instances = shown["instances"].as_array().expect("instances");
+    let is_at = |member: &str| instances.iter().any(|instance| instance["member"] == json!(member));
+    let (standby, other) = if is_at("k1") { ("k1", "k2") } else { ("k2", "k1") };
+    let second = start(standby);
     second.told("standby at 6");
-    cluster.kill("k2");
-    first.told("k2 failed");
-    second.told("k2 failed");
+    cluster.kill(other);
+    let failed = format!("{other} failed");
+    first.told(&failed);
+    second.told(&failed);
     assert_eq!(add(1), json!(8));
     first.kill();
     second.told("primary at 8");

@@ -2,7 +2,7 @@
 
 use dvm_plugin_api::local::Request;
 use dvm_tests::book::root;
-use dvm_tests::cluster::{Cluster, has, lives, services_in_c_are_answered, wait_for};
+use dvm_tests::cluster::{Cluster, has, lives, services_are_answered, wait_for};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
@@ -377,5 +377,5 @@ fn a_plugin_in_c_asks_for_each_service() {
     let text = |path: &Path| path.to_str().expect("text").to_owned();
     let _ = cluster.ok(&["plugin", "load", "counter"]);
     let _ = cluster.ok(&["plugin", "load", &text(&library), "--mode", "hot", "--instances", "2"]);
-    services_in_c_are_answered(&cluster, "k0");
+    services_are_answered(&cluster, "k0");
 }

@@ -10,6 +10,7 @@ mod hosts;
 mod outcome;
 mod outside;
 mod processes;
+mod runner;
 mod services;
 mod writer;
 
@@ -19,7 +20,8 @@ pub use hosts::{Host, Hosts, settle};
 pub use outcome::Outcome;
 pub use outside::{has, installed};
 pub use processes::{Process, lives, signal};
-pub use services::services_in_c_are_answered;
+pub use runner::Runner;
+pub use services::services_are_answered;
 pub use writer::{Writer, key_changes};
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What `tests/programs/services.c` is answered, wherever its instance runs.
+//! What `tests/programs/services.c` and `services.py` are answered, wherever its instance runs.
 
 use super::{Cluster, wait_for};
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 ///
 /// # Panics
 /// When an answer is another, or does not come.
-pub fn services_in_c_are_answered(cluster: &Cluster, primary: &str) {
+pub fn services_are_answered(cluster: &Cluster, primary: &str) {
     let key = |name: &str| {
         wait_for(&format!("{name} is answered"), || {
             let key = cluster.json(&["state", "get", &format!("c/{name}")]);
@@ -27,7 +27,7 @@ pub fn services_in_c_are_answered(cluster: &Cluster, primary: &str) {
         ("undone", json!({"commands": [], "more": false, "missed": false})),
         ("delete", Value::Null),
         ("message", json!({"from": primary, "body": {"hello": true}})),
-        ("output", json!("in C\n")),
+        ("output", json!("it runs\n")),
         ("exit", json!(5)),
         ("changed", json!("w/x")),
         ("applied", json!(42)),
