@@ -183,6 +183,21 @@ fn a_plugin_that_breaks_is_told_where() {
     for words in ["in mode warm, under seed 3", "panicked at index", r#"the command {"fail":"panic"}"#] {
         assert!(text.contains(words), "{words} in {text}");
     }
+    // And one that takes its process with it, or does not come back.
+    for (fault, how) in [
+        ("exit", "ends its process in mode hot, under seed 5 | it exited with code 3"),
+        ("segv", "ends its process in mode hot, under seed 5 | it was ended by signal 11"),
+        ("hang", "does not go on in mode hot, under seed 5 | nothing has happened for 1.0 s"),
+    ] {
+        let command = format!(r#"{{"fail":"{fault}"}}"#);
+        let run = ["--mode", "hot", "--first-seed", "5", "--step-limit", "1s", &command];
+        let text = told(&run).error("failure", 1);
+        let told = text.replace("\ncause: ", "; ");
+        assert!(
+            told.contains(how) && told.contains(&format!("for which {command} was drawn")),
+            "{how} in {text}"
+        );
+    }
 }
 
 #[test]
