@@ -192,9 +192,8 @@ fn a_plugin_that_breaks_is_told_where() {
         let command = format!(r#"{{"fail":"{fault}"}}"#);
         let run = ["--mode", "hot", "--first-seed", "5", "--step-limit", "1s", &command];
         let text = told(&run).error("failure", 1);
-        let told = text.replace("\ncause: ", "; ");
         assert!(
-            told.contains(how) && told.contains(&format!("for which {command} was drawn")),
+            text.contains(how) && text.contains(&format!("for which {command} was drawn")),
             "{how} in {text}"
         );
     }
