@@ -1,6 +1,9 @@
 //! From a [`Plugin`] to the functions of the [ABI](crate::abi): what [`export_plugin!`](crate::export_plugin) is made
 //! of.
 
+mod mismatch;
+
+use self::mismatch::explain;
 use crate::abi::{Handle, HostCallsRef, Out, PluginModule, PluginModuleRef, status};
 use crate::plugin::{Event, Host, Meta, Place, Plugin, Role};
 use abi_stable::library::RootModuleResult;
@@ -84,16 +87,8 @@ struct Instance<P> {
 pub(crate) type Stopped = (u32, String);
 
 pub(crate) fn decode<T: DeserializeOwned>(what: &str, bytes: RSlice<'_, u8>) -> Result<T, Stopped> {
-    rmp_serde::from_slice(bytes.as_slice())
-        .map_err(|error| (status::MALFORMED, format!("{what}: {}", plain(&error))))
-}
-
-/// The error's text without the decoder's own framing.
-fn plain(error: &rmp_serde::decode::Error) -> String {
-    match error {
-        rmp_serde::decode::Error::Syntax(text) => text.clone(),
-        other => other.to_string(),
-    }
+    let decoded = rmp_serde::from_slice(bytes.as_slice());
+    decoded.map_err(|error| (status::MALFORMED, format!("{what}: {}", explain::<T>(bytes.as_slice(), error))))
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, Stopped> {

@@ -226,6 +226,9 @@ fn what_cannot_be_placed_is_refused_and_says_why() {
     let nowhere = cluster.json(&["plugin", "load", "counter", "--mode", "hot", "--on", "node7"]);
     assert_eq!(nowhere.exit, 6, "{}", nowhere.stdout);
     assert!(nowhere.stdout.contains("no member is one that counter may be on"), "{}", nowhere.stdout);
+    for wanted in ["no member `node7`", "members are k0, k1"] {
+        assert!(nowhere.stdout.contains(wanted), "{}", nowhere.stdout);
+    }
     assert_eq!(cluster.ok(&["plugins"])["plugins"], json!([]));
 }
 

@@ -74,10 +74,11 @@ impl Server {
             self.check_loaded(ask, plugin).await?;
         }
         // What is to be loaded stays here while other members may still fetch it.
-        let mut _held = None;
+        let (mut _held, mut on) = (None, Vec::new());
         let kind = match kind {
             Asked::Load(load) => {
                 let spec = self.spec(*load)?;
+                on.clone_from(&spec.on);
                 if spec.placement != Placement::Application {
                     _held = Some(self.spread(ask, &spec.library).await?);
                 }
@@ -107,7 +108,13 @@ impl Server {
                     .hint(format!("`dvm history --transaction {id}` shows its end")))
             }),
         };
-        let (receipt, applied) = changed?;
+        let (receipt, applied) = match changed {
+            Ok(changed) => changed,
+            Err(failure) if failure.code == FailureCode::NotFound && !on.is_empty() => {
+                return Err(self.nowhere(failure, on).await?);
+            }
+            Err(failure) => return Err(failure),
+        };
         let Applied::Ended { transaction, committed, dry_run, require, results } = applied else {
             return self.ordered_before(applied, receipt, require, dry_run).await;
         };
@@ -119,6 +126,20 @@ impl Server {
             receipt,
             results: documents::results(&results),
         })))
+    }
+
+    /// A load that no member may have is told with what was asked for and who is there.
+    async fn nowhere(&self, failure: Failure, on: Vec<Selector>) -> Result<Failure, Failure> {
+        let names = self.in_state(|state| {
+            let members = state.view.members.iter().map(|member| state.name_of(*member));
+            members.collect::<Vec<_>>()
+        });
+        let nobody = on.iter().map(|selector| match selector {
+            Selector::Name(name) => format!("no member `{name}`"),
+            Selector::Tag(tag, value) => format!("no member with the tag `{tag}={value}`"),
+        });
+        let (nobody, names) = (nobody.collect::<Vec<_>>().join(", "), names.await?.join(", "));
+        Ok(failure.cause(nobody).hint(format!("members are {names}; `dvm members` shows their tags")))
     }
 
     /// A repeat of a request whose transaction was ordered before, through whichever member: how it ended is in the

@@ -160,12 +160,28 @@ fn candidates(target: &Target, shunned: &[String]) -> Result<VecDeque<String>, F
     Ok(members.into())
 }
 
+/// What lets kernels go on that accept and stay silent, and what ends them and nobody else, where others live to do so.
+fn bring_back(target: &Target, silent: &[String]) -> String {
+    let place = &target.place;
+    let pids: Vec<_> =
+        silent.iter().filter_map(|member| place.pid(member)).map(|pid| pid.to_string()).collect();
+    let go_on = match pids.as_slice() {
+        [] => String::new(),
+        pids => format!("what is stopped goes on with `kill -CONT {}`; ", pids.join(" ")),
+    };
+    let end = match place.live_members().iter().any(|member| !silent.contains(member)) {
+        true => format!("dvm remove {} --force", silent.join(",")),
+        false => "dvm halt --force".into(),
+    };
+    format!("{go_on}`{end}` ends it")
+}
+
 fn unreachable(target: &Target, silent: &[String], outside: &[String]) -> Failure {
     let dvm = target.place.name();
     if !silent.is_empty() {
         return Failure::new(FailureCode::NoDvm, format!("no kernel of DVM `{dvm}` answers"))
             .cause(format!("{} accepted and stayed silent: stopped, or overloaded", silent.join(", ")))
-            .hint("resume it with `dvm chaos resume`, or end it with `dvm halt --force`");
+            .hint(bring_back(target, silent));
     }
     if !outside.is_empty() {
         let member = outside.join(", ");

@@ -26,6 +26,17 @@ pub enum LoadError {
         /// In the loader's words.
         reason: String,
     },
+    /// It uses a function or variable that is nowhere.
+    #[error(
+        "it needs the symbol `{symbol}`, which nothing that {holder} links to defines; link it with the library that \
+         does (-lNAME)"
+    )]
+    MissingSymbol {
+        /// As the linker has it; of C++ this is the mangled name.
+        symbol: String,
+        /// `it`, or the library below it whose symbol this is.
+        holder: String,
+    },
     /// It was built on a newer system.
     #[error("this machine's C library is too old for it: {reason}")]
     Glibc {
@@ -51,7 +62,7 @@ impl LoadError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            Self::MissingLibrary { .. } => "missing-library",
+            Self::MissingLibrary { .. } | Self::MissingSymbol { .. } => "missing-library",
             Self::Glibc { .. } => "glibc",
             Self::Refused { .. } => "corrupt",
             Self::Abi { .. } => "abi",
@@ -70,7 +81,7 @@ impl Module {
     pub unsafe fn load(path: &Path) -> Result<Self, LoadError> {
         // SAFETY: the caller's.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
-        let library = library.map_err(|error| loader_error(&error))?;
+        let library = library.map_err(|error| loader_error(path, &error))?;
         // SAFETY: the manifest says that the library is ours, and then the symbol is an `abi_stable` header.
         let header = unsafe { library.get::<AbiHeaderRef>(SYMBOL).map(|symbol| *symbol) };
         // SAFETY: the manifest says that the library is ours, and then the symbol is a table as dvm_plugin.h has it.
@@ -94,14 +105,29 @@ impl Module {
     }
 }
 
-fn loader_error(error: &libloading::Error) -> LoadError {
+fn loader_error(path: &Path, error: &libloading::Error) -> LoadError {
     let reason = match error {
         libloading::Error::DlOpen { source } => source.to_string(),
         other => other.to_string(),
     };
+    sort(path, &reason)
+}
+
+/// What the loader's words mean. A kernel loads from a descriptor: what that is called here says nothing to anybody.
+pub(super) fn sort(path: &Path, reason: &str) -> LoadError {
+    let path = path.display().to_string();
+    let own = reason.strip_prefix(&format!("{path}: "));
+    let reason = own.unwrap_or(reason).replace(&path, "it");
+    // As in `LIBRARY: undefined symbol: NAME` and `…: NAME, version VERSION`.
+    if let Some((before, symbol)) = reason.split_once("undefined symbol: ") {
+        let symbol = symbol.split([',', ' ']).next().unwrap_or_default().to_owned();
+        let holder = before.trim_end().trim_end_matches(':');
+        let holder = if holder.is_empty() { "it" } else { holder }.to_owned();
+        return LoadError::MissingSymbol { symbol, holder };
+    }
     if reason.contains("GLIBC_") {
         LoadError::Glibc { reason }
-    } else if reason.contains("cannot open shared object file") || reason.contains("undefined symbol") {
+    } else if reason.contains("cannot open shared object file") {
         LoadError::MissingLibrary { reason }
     } else {
         LoadError::Refused { reason }

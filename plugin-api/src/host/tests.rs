@@ -1,4 +1,4 @@
-use super::load::check_layouts;
+use super::load::{check_layouts, sort};
 use super::*;
 use crate::abi::HostCalls;
 use crate::{Event, Place};
@@ -78,6 +78,9 @@ fn errors_and_bytes_that_do_not_decode_leave_the_instance_as_it_was() {
     assert_eq!(refused, Err(CallError::Own("refuse_on names k1".into())));
     let unknown = module.validate(&pack(&json!({"nonsense": 1})), &place(), calls()).expect_err("unknown");
     assert!(unknown.to_string().contains("unknown field `nonsense`"), "{unknown}");
+    let wrong = module.validate(&pack(&json!({"step": "two"})), &place(), calls()).expect_err("a wrong type");
+    let told = "configuration: `step`: invalid type: string \"two\", expected i64";
+    assert_eq!(wrong, CallError::Own(told.into()));
     let mut instance = module.start(&pack(&json!({})), &place(), calls()).expect("it starts");
     assert!(matches!(apply(&mut instance, &json!({"jump": 1})), Err(CallError::Own(_))));
     assert!(matches!(instance.apply(b"\xc1", b"\xc1"), Err(CallError::Own(_))));
@@ -105,6 +108,37 @@ fn a_library_that_is_not_there_and_one_of_another_kind_are_told_apart() {
     // SAFETY: there is nothing to load.
     let missing = unsafe { Module::load(Path::new("/nowhere/libnothing.so")) };
     assert!(matches!(missing, Err(LoadError::MissingLibrary { .. })));
+}
+
+#[test]
+fn the_loaders_words_are_told_without_the_descriptor_that_was_loaded() {
+    let check = |reason: &str, code: &str, text: &str| {
+        let error = sort(Path::new("/proc/self/fd/4"), reason);
+        assert_eq!((error.code(), error.to_string().as_str()), (code, text));
+    };
+    check(
+        "/proc/self/fd/4: undefined symbol: mpi_thing",
+        "missing-library",
+        "it needs the symbol `mpi_thing`, which nothing that it links to defines; link it with the library that does \
+         (-lNAME)",
+    );
+    check(
+        "/usr/lib/libmpi.so.40: undefined symbol: opal_init, version OPAL_4",
+        "missing-library",
+        "it needs the symbol `opal_init`, which nothing that /usr/lib/libmpi.so.40 links to defines; link it with the \
+         library that does (-lNAME)",
+    );
+    check(
+        "libx.so.1: cannot open shared object file: No such file or directory",
+        "missing-library",
+        "a library it needs is missing: libx.so.1: cannot open shared object file: No such file or directory",
+    );
+    check(
+        "/lib/libc.so.6: version `GLIBC_2.99' not found (required by /proc/self/fd/4)",
+        "glibc",
+        "this machine's C library is too old for it: /lib/libc.so.6: version `GLIBC_2.99' not found (required by it)",
+    );
+    check("/proc/self/fd/4: file too short", "corrupt", "the loader refuses it: file too short");
 }
 
 /// The tables of another version: a function's argument, functions that only it has, those of the host that only it has.

@@ -181,7 +181,7 @@ pub struct PluginDoc {
 pub struct InstanceDoc {
     /// Where.
     pub member: String,
-    /// Its rank among the instances.
+    /// The order in which the instances were placed: it runs up, and is no member's rank.
     pub rank: u16,
     /// `active`, `primary` or `standby`.
     pub role: String,

@@ -32,7 +32,8 @@ pub(crate) fn call(context: &Context, args: CallArgs) -> exit::Result {
     })?;
     let mut client = context.client()?;
     let timeout = context.timeout_agreed(&mut client)?;
-    let request = Request::Call { plugin: args.plugin, command, query: args.query, fresh: args.fresh };
+    let request =
+        Request::Call { plugin: args.plugin.clone(), command, query: args.query, fresh: args.fresh };
     let (reply, receipt, member) = match client.request(request, None, timeout)? {
         Answer::Reply { reply, receipt, member } => (reply, receipt, member),
         other => return Err(unexpected(&other)),
@@ -47,8 +48,36 @@ pub(crate) fn call(context: &Context, args: CallArgs) -> exit::Result {
             context.out.document(&with_receipt(json!({"error": error, "member": member}), receipt.as_ref()));
             Ok(exit::FAILURE)
         }
-        Err(error) => {
-            Err(Failure::new(FailureCode::Failure, error).cause(format!("the plug-in at {member} says so")))
-        }
+        Err(error) => Err(told(&args.plugin, error, &member)),
+    }
+}
+
+/// What kernels say of a command that they leave out.
+const LEFT_OUT: &str = "the plug-in fails at this; it took no effect";
+
+/// A reply that is an error: the plug-in's own word, or that it failed before it had one.
+fn told(plugin: &str, error: String, member: &str) -> Failure {
+    if error == LEFT_OUT {
+        return Failure::new(FailureCode::Failure, error)
+            .cause(format!(
+                "each instance of `{plugin}` that came to this command was lost at it, and said nothing; its state is the \
+                 one without it"
+            ))
+            .hint("`dvm events --kind instance-failed` tells how they were lost, `dvm logs` their last words");
+    }
+    Failure::new(FailureCode::Failure, error).cause(format!("the plug-in at {member} says so"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_plugin_did_not_say_is_not_put_into_its_mouth() {
+        let own = told("book", "the book is full".into(), "k1");
+        assert_eq!(own.cause.as_deref(), Some("the plug-in at k1 says so"));
+        let lost = told("book", LEFT_OUT.into(), "k1");
+        assert!(lost.cause.is_some_and(|cause| cause.contains("said nothing")));
+        assert!(lost.hint.is_some_and(|hint| hint.contains("--kind instance-failed")));
     }
 }

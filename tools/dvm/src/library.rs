@@ -49,11 +49,24 @@ impl Library {
             self.bytes.len(),
             self.hash
         );
-        text.push_str(&format!("\nneeds {}", manifest::needed(&self.bytes).join(", ")));
+        let needed = manifest::needed(&self.bytes);
+        let needed = if needed.is_empty() { "no library".into() } else { needed.join(", ") };
+        text.push_str(&format!("\nneeds {needed}"));
+        text.push_str(match self.manifest.can("snapshot") {
+            true => "\nits state is handed over",
+            false => "\nit has no state: an instance of a member that joins later starts fresh",
+        });
         for warning in &self.warnings {
             text.push_str(&format!("\nwarning: {warning}"));
         }
-        text.push_str(&format!("\nfit to load, {}", count(self.warnings.len(), "warning")));
+        let verdict = match self.warnings.len() {
+            0 => "nothing seen against it".into(),
+            warnings => count(warnings, "warning"),
+        };
+        text.push_str(&format!(
+            "\n{verdict}; it was not run: `dvm plugin test {}` does",
+            self.path.display()
+        ));
         text
     }
 }
@@ -115,11 +128,37 @@ pub(crate) fn read(path: &Path) -> Result<Library, Failure> {
     })?;
     let hash = blake3::hash(&bytes).to_hex().to_string();
     let mut warnings = Vec::new();
-    if !manifest.can("snapshot") {
-        warnings.push("it has no snapshot: a member that joins later starts with no state".into());
-    }
     if !manifest::catches_panics(&bytes) {
         warnings.push(format!("with --placement kernel it is refused: {}", manifest::ABORTS));
     }
     Ok(Library { path: path.into(), bytes, hash, manifest, warnings })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_says_that_nothing_was_run_and_whether_there_is_a_state() {
+        let text = |capabilities: &[&str], warnings: &[&str]| {
+            let own = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+            let manifest = Manifest {
+                name: "lease".into(),
+                version: "0.1.0".into(),
+                abi: "1.1".into(),
+                payload: "json".into(),
+                capabilities: own(capabilities),
+            };
+            let (path, hash) = ("./liblease.so".into(), String::new());
+            Library { path, bytes: Vec::new(), hash, manifest, warnings: own(warnings) }.text()
+        };
+        let plain = text(&["snapshot"], &[]);
+        assert!(plain.contains("its state is handed over"), "{plain}");
+        assert!(
+            plain.ends_with("nothing seen against it; it was not run: `dvm plugin test ./liblease.so` does")
+        );
+        let warned = text(&[], &["it aborts"]);
+        assert!(warned.contains("it has no state"), "{warned}");
+        assert!(warned.contains("\nwarning: it aborts\n1 warning; it was not run"), "{warned}");
+    }
 }

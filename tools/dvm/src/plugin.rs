@@ -7,12 +7,12 @@ use crate::parse::{self, Limit};
 use crate::project;
 use crate::selector;
 use crate::show::{plugin_text, plugins};
-use crate::table::Rows;
+use crate::table::{Rows, count};
 use crate::trial;
 use clap::{Args, Subcommand};
 use dvm_plugin_api::client::Client;
 use dvm_plugin_api::local::{
-    Answer, Every, Failure, FailureCode, Load, Request, TransactionDoc, TransactionKind,
+    Answer, Every, Failure, FailureCode, Load, PluginDoc, Request, ResultDoc, TransactionDoc, TransactionKind,
 };
 use dvm_plugin_api::manifest::Manifest;
 use serde_json::{Map, Value};
@@ -173,8 +173,8 @@ pub(crate) fn run(context: &Context, command: PluginCommand) -> exit::Result {
             };
             let mut client = context.client()?;
             let timeout = context.timeout_agreed(&mut client)?;
-            let document = send_and_transact(&mut client, &library, kind, rule, timeout)?;
-            tell(context, &document)
+            let document = send_and_transact(&mut client, &library, kind.clone(), rule, timeout)?;
+            tell(context, &mut client, &kind, &document)
         }
         PluginCommand::Show { name } => show(context, &name),
         PluginCommand::List => plugins(context),
@@ -228,8 +228,8 @@ fn load(context: &Context, args: LoadArgs) -> exit::Result {
     let timeout = context.timeout_agreed(&mut client)?;
     let kind = TransactionKind::Load(Box::new(load));
     let Some(library) = library else { return transact(context, &mut client, kind, args.rule) };
-    let document = send_and_transact(&mut client, &library, kind, args.rule, timeout)?;
-    tell(context, &document)
+    let document = send_and_transact(&mut client, &library, kind.clone(), args.rule, timeout)?;
+    tell(context, &mut client, &kind, &document)
 }
 
 /// A load without a library, with nothing else asked for.
@@ -316,21 +316,78 @@ fn plain(library: &Library) -> Load {
 
 fn transact(context: &Context, client: &mut Client, kind: TransactionKind, rule: Rule) -> exit::Result {
     let timeout = context.timeout_agreed(client)?;
-    let request = Request::Transact { kind, require: rule.require, dry_run: rule.dry_run };
+    let request = Request::Transact { kind: kind.clone(), require: rule.require, dry_run: rule.dry_run };
     match client.request(request, None, timeout)? {
-        Answer::Transaction(document) => tell(context, &document),
+        Answer::Transaction(document) => tell(context, client, &kind, &document),
         other => Err(unexpected(&other)),
     }
 }
 
 /// Prints how a transaction ended; the exit code says it too.
-fn tell(context: &Context, document: &TransactionDoc) -> exit::Result {
-    context.out.tell(document, || text(document));
+fn tell(
+    context: &Context,
+    client: &mut Client,
+    kind: &TransactionKind,
+    document: &TransactionDoc,
+) -> exit::Result {
+    context.out.tell(document, || {
+        // The transaction has ended however this goes.
+        let now = status(client, context.timeout()).ok();
+        let plugins = now.map(|now| now.plugins).unwrap_or_default();
+        let plugin = plugins.iter().find(|plugin| plugin.name == name_of(kind));
+        match remark(kind, document, plugin) {
+            Some(remark) => format!("{}\n{remark}", text(document)),
+            None => text(document),
+        }
+    });
     Ok(match document.outcome.as_str() {
         "committed" => exit::OK,
         "rejected" => exit::REJECTED,
         _ => exit::UNKNOWN,
     })
+}
+
+fn name_of(kind: &TransactionKind) -> &str {
+    match kind {
+        TransactionKind::Load(load) => &load.name,
+        TransactionKind::Unload { plugin }
+        | TransactionKind::Configure { plugin, .. }
+        | TransactionKind::Upgrade { plugin, .. } => plugin,
+    }
+}
+
+/// What the end of a transaction leaves behind, where the members' results do not say it. `plugin` is how it is now.
+fn remark(kind: &TransactionKind, document: &TransactionDoc, plugin: Option<&PluginDoc>) -> Option<String> {
+    let name = name_of(kind);
+    match (kind, document.outcome.as_str()) {
+        _ if document.dry_run => None,
+        (TransactionKind::Load(_), "rejected") => Some(format!("no member keeps anything of {name}")),
+        (TransactionKind::Configure { .. }, "rejected") => {
+            Some(format!("{name} goes on everywhere with the configuration it had"))
+        }
+        (TransactionKind::Upgrade { .. } | TransactionKind::Unload { .. }, "rejected") => {
+            let PluginDoc { version, state, .. } = plugin?;
+            Some(match state.as_str() {
+                "running" => format!("{name} {version} goes on everywhere"),
+                state => format!("{name} {version} stays as it was, {state}"),
+            })
+        }
+        (TransactionKind::Load(load), "committed") if matches!(load.mode.as_str(), "hot" | "warm") => {
+            let plugin = plugin?;
+            let lives = plugin.instances.iter().filter(|instance| instance.state != "failed").count();
+            let more = match load.on.is_empty() {
+                true => "`dvm add` gives it more",
+                false => "a member that --on means gives it more",
+            };
+            (lives < plugin.wanted).then(|| {
+                format!(
+                    "{lives} of {}: no further member may have one; {more}",
+                    count(plugin.wanted, "instance")
+                )
+            })
+        }
+        _ => None,
+    }
 }
 
 fn text(document: &TransactionDoc) -> String {
@@ -342,12 +399,21 @@ fn text(document: &TransactionDoc) -> String {
             result.result.clone(),
             result.stage.clone(),
             result.code.clone(),
-            result.reason.clone(),
+            reason(result, results),
         ]);
     }
     let place = if receipt.index > 0 { format!(" at index {}", receipt.index) } else { String::new() };
     let dry = if *dry_run { ", dry run: nothing was changed" } else { "" };
     format!("{outcome}{place} (require {require}, transaction {transaction}{dry})\n{}", rows.text())
+}
+
+/// A member's reason. What it repeats of the canary stands in the canary's row already.
+fn reason(result: &ResultDoc, results: &[ResultDoc]) -> String {
+    let said = |other: &&ResultDoc| other.code != "canary" && result.reason.ends_with(&other.reason);
+    let canary = (result.code == "canary")
+        .then(|| results.iter().filter(|other| !other.reason.is_empty()).find(said))
+        .flatten();
+    canary.map_or_else(|| result.reason.clone(), |canary| format!("not tried: see {}", canary.member))
 }
 
 fn show(context: &Context, name: &str) -> exit::Result {
@@ -394,4 +460,108 @@ fn read_config(file: &Path) -> Result<Map<String, Value>, Failure> {
     }
     toml::from_str(&text)
         .map_err(|error| wrong(error.to_string()).hint("TOML, or JSON in a file named .json"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dvm_plugin_api::local::{InstanceDoc, Receipt};
+
+    fn ended(outcome: &str, results: &[(&str, &str, &str)]) -> TransactionDoc {
+        let result = |(member, code, reason): &(&str, &str, &str)| ResultDoc {
+            member: (*member).into(),
+            result: if code.is_empty() { "ok" } else { "failed" }.into(),
+            stage: String::new(),
+            code: (*code).into(),
+            reason: (*reason).into(),
+        };
+        TransactionDoc {
+            transaction: "t1.1".into(),
+            outcome: outcome.into(),
+            dry_run: false,
+            require: "all".into(),
+            receipt: Receipt::default(),
+            results: results.iter().map(result).collect(),
+        }
+    }
+
+    fn plugin(state: &str, wanted: usize, instances: &[&str]) -> PluginDoc {
+        let instance = |(rank, state): (usize, &&str)| InstanceDoc {
+            member: format!("k{rank}"),
+            rank: u16::try_from(rank).expect("a few"),
+            role: "active".into(),
+            state: (*state).into(),
+            placement: "process".into(),
+            pid: 0,
+            applied: None,
+        };
+        PluginDoc {
+            name: "lease".into(),
+            version: "0.1.0".into(),
+            hash: String::new(),
+            mode: "hot".into(),
+            state: state.into(),
+            config: Map::new(),
+            wanted,
+            restarts: 0,
+            failures: 0,
+            primary: None,
+            fence: None,
+            instances: instances.iter().enumerate().map(instance).collect(),
+        }
+    }
+
+    fn load(mode: &str, on: &[&str]) -> TransactionKind {
+        let load = Load::of("lease".into(), String::new(), "json".into(), String::new(), 0);
+        let on = on.iter().map(ToString::to_string).collect();
+        TransactionKind::Load(Box::new(Load { mode: mode.into(), on, ..load }))
+    }
+
+    fn upgrade() -> TransactionKind {
+        TransactionKind::Upgrade {
+            plugin: "lease".into(),
+            version: "0.2.0".into(),
+            payload: "json".into(),
+            hash: String::new(),
+            size: 0,
+            canary: None,
+        }
+    }
+
+    fn check(kind: &TransactionKind, outcome: &str, now: Option<PluginDoc>, expected: Option<&str>) {
+        assert_eq!(remark(kind, &ended(outcome, &[]), now.as_ref()).as_deref(), expected, "{kind:?}");
+    }
+
+    #[test]
+    fn a_rejection_says_what_goes_on() {
+        let running = || Some(plugin("running", 2, &["running", "running"]));
+        check(&upgrade(), "rejected", running(), Some("lease 0.1.0 goes on everywhere"));
+        let failed = plugin("failed", 2, &["failed", "failed"]);
+        check(&upgrade(), "rejected", Some(failed), Some("lease 0.1.0 stays as it was, failed"));
+        check(&upgrade(), "rejected", None, None);
+        check(&upgrade(), "committed", running(), None);
+        check(&load("hot", &[]), "rejected", None, Some("no member keeps anything of lease"));
+    }
+
+    #[test]
+    fn a_load_that_has_fewer_instances_than_it_wants_says_so() {
+        let few = || Some(plugin("degraded", 9, &["running", "starting"]));
+        let told = "2 of 9 instances: no further member may have one; `dvm add` gives it more";
+        check(&load("hot", &[]), "committed", few(), Some(told));
+        let told = "2 of 9 instances: no further member may have one; a member that --on means gives it more";
+        check(&load("warm", &["gpu=yes"]), "committed", few(), Some(told));
+        let enough = plugin("loading", 2, &["starting", "starting"]);
+        check(&load("hot", &[]), "committed", Some(enough), None);
+    }
+
+    #[test]
+    fn what_the_canary_says_is_told_once() {
+        let results = [("k0", "canary", "the canary says: it aborts"), ("k1", "crash", "it aborts")];
+        let text = text(&ended("rejected", &results));
+        assert_eq!(text.matches("it aborts").count(), 1, "{text}");
+        assert!(text.contains("not tried: see k1"), "{text}");
+        // Its own result may not be there.
+        let alone = super::text(&ended("rejected", &results[..1]));
+        assert!(alone.contains("the canary says: it aborts"), "{alone}");
+    }
 }

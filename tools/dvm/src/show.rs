@@ -3,12 +3,19 @@
 use crate::context::{Context, status};
 use crate::exit;
 use crate::table::{Rows, count, or_dash, pairs, plain};
-use dvm_plugin_api::local::{MemberDoc, PluginDoc, Status};
+use dvm_plugin_api::local::{DepartedDoc, MemberDoc, PluginDoc, Status};
 use dvm_plugin_api::place::{self, RuntimeDir};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+
+/// How many of those who are gone are printed, the latest.
+const GONE: usize = 5;
+
+/// Why a label is what it is, and what to do about it.
+const PROVISIONAL: &str = "provisional: this side went on without a majority of the last confirmed view, so others may go on \
+                           elsewhere; if they do not, `dvm promote` ends it";
 
 /// A DVM on this host.
 #[derive(Serialize)]
@@ -107,13 +114,14 @@ fn text(status: &Status) -> String {
     if !view.waiting_for.is_empty() {
         text.push(format!("waiting for {}", view.waiting_for.join(", ")));
     }
+    if view.label == "provisional" {
+        text.push(PROVISIONAL.into());
+    }
     text.push(String::new());
     text.push(member_rows(members).text());
     if !departed.is_empty() {
         text.push(String::new());
-        text.extend(departed.iter().map(|gone| {
-            format!("gone: {} ({}) at index {}, {}", gone.member, gone.cause, gone.index, gone.time)
-        }));
+        text.extend(gone(departed));
     }
     if !plugins.is_empty() {
         text.push(String::new());
@@ -143,6 +151,19 @@ fn text(status: &Status) -> String {
         }));
     }
     text.join("\n")
+}
+
+/// The latest of those who are gone, and how many there were before them.
+fn gone(departed: &[DepartedDoc]) -> Vec<String> {
+    let earlier = departed.len().saturating_sub(GONE);
+    let one = |gone: &DepartedDoc| {
+        format!("gone: {} ({}) at index {}, {}", gone.member, gone.cause, gone.index, gone.time)
+    };
+    let mut lines: Vec<_> = departed[earlier..].iter().map(one).collect();
+    if earlier > 0 {
+        lines.push(format!("and {earlier} more before them: --json"));
+    }
+    lines
 }
 
 fn member_rows(members: &[MemberDoc]) -> Rows {
@@ -183,6 +204,11 @@ fn plugin_rows(plugins: &[PluginDoc]) -> Rows {
     rows
 }
 
+/// A hash; none of what is no library, which an application is not.
+fn hash(hash: &str) -> &str {
+    if hash.bytes().all(|digit| digit == b'0') { "-" } else { hash }
+}
+
 /// One plug-in with its instances and configuration.
 pub(crate) fn plugin_text(plugin: &PluginDoc) -> String {
     let mut rows = Rows::new(&["member", "rank", "role", "state", "placement", "pid", "applied"]);
@@ -204,8 +230,40 @@ pub(crate) fn plugin_text(plugin: &PluginDoc) -> String {
         plugin.version,
         plugin.mode,
         plugin.state,
-        plugin.hash,
+        hash(&plugin.hash),
         if config.is_empty() { "-" } else { &config },
         rows.text()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn departed(count: u64) -> Vec<DepartedDoc> {
+        let one = |index| DepartedDoc {
+            member: format!("k{index}"),
+            id: String::new(),
+            host: "here".into(),
+            cause: "left".into(),
+            index,
+            time: "now".into(),
+        };
+        (0..count).map(one).collect()
+    }
+
+    #[test]
+    fn the_latest_who_are_gone_are_printed_and_the_others_counted() {
+        let lines = gone(&departed(33));
+        assert_eq!(lines.len(), GONE + 1, "{lines:?}");
+        assert_eq!(lines[0], "gone: k28 (left) at index 28, now");
+        assert_eq!(lines[GONE], "and 28 more before them: --json");
+        assert_eq!(gone(&departed(5)).len(), 5);
+        assert_eq!(gone(&[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_no_library_has_no_hash() {
+        assert_eq!((hash(&"0".repeat(64)), hash("00ab")), ("-", "00ab"));
+    }
 }
