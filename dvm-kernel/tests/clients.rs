@@ -233,7 +233,7 @@ fn a_stream_takes_a_new_dvm_of_the_same_name_for_what_it_is() {
 #[test]
 fn clients_of_a_stopped_kernel_go_on_at_another() {
     let mut ground = Ground::new();
-    let stopped = ground.found("k0", &[("silence_ms", "200")]).pid();
+    let stopped = ground.found("k0", &[("silence_ms", "1000")]).pid();
     let mut client = ground.client("k0");
     for member in ["k1", "k2"] {
         let ticket = ticket(&mut client);

@@ -588,7 +588,11 @@ class Attached(_Closing):
         if self._thread is not None:
             raise Error("usage", f"the instance of {self._plugin} has a thread already", hint="wait for it")
         self._thread = threading.Thread(target=self._run, name=self._plugin, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._thread = None
+            raise
         return self
 
     def wait(self, timeout=None):

@@ -250,7 +250,9 @@ impl Client {
             let connection = self.connection.as_mut().expect("connected above");
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let seen = self.seen.as_deref().filter(|_| kind != Kind::Local);
-            match exchange(connection, request, With { stamp: stamp.as_ref(), seen }, left, can_move) {
+            // A promotion has no number by which a repeat would be known.
+            let watched = can_move && !matches!(request, Request::Promote);
+            match exchange(connection, request, With { stamp: stamp.as_ref(), seen }, left, watched) {
                 Ok(Ok(answer)) => {
                     if let Some(receipt) = answer.receipt() {
                         self.seen = Some(receipt.cursor.clone());

@@ -184,13 +184,13 @@ fn a_plugin_that_breaks_is_told_where() {
         assert!(text.contains(words), "{words} in {text}");
     }
     // And one that takes its process with it, or does not come back.
-    for (fault, how) in [
-        ("exit", "ends its process in mode hot, under seed 5 | it exited with code 3"),
-        ("segv", "ends its process in mode hot, under seed 5 | it was ended by signal 11"),
-        ("hang", "does not go on in mode hot, under seed 5 | nothing has happened for 1.0 s"),
+    for (fault, limit, how) in [
+        ("exit", "30s", "ends its process in mode hot, under seed 5 | it exited with code 3"),
+        ("segv", "30s", "ends its process in mode hot, under seed 5 | it was ended by signal 11"),
+        ("hang", "2s", "does not go on in mode hot, under seed 5 | nothing has happened for 2.0 s"),
     ] {
         let command = format!(r#"{{"fail":"{fault}"}}"#);
-        let run = ["--mode", "hot", "--first-seed", "5", "--step-limit", "1s", &command];
+        let run = ["--mode", "hot", "--first-seed", "5", "--step-limit", limit, &command];
         let text = told(&run).error("failure", 1);
         assert!(
             text.contains(how) && text.contains(&format!("for which {command} was drawn")),

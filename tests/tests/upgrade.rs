@@ -200,17 +200,18 @@ fn a_version_that_fails_everywhere_after_the_commit_costs_no_state() {
     let cluster = Cluster::up(3, &[]);
     let present = version(&cluster, "1.0.0", "");
     let present = present.to_str().expect("text");
-    let newer = version_with(&cluster, "2.0.0", "large", 1_500);
+    let newer = version_with(&cluster, "2.0.0", "large", 2_500);
     let newer = newer.to_str().expect("text");
     for mode in ["parallel", "hot"] {
         let instances: &[&str] = if mode == "parallel" { &[] } else { &["--instances", "3"] };
         let load = [&["plugin", "load", present, "--mode", mode, "--restart", "1/60s"], instances].concat();
         let _ = cluster.ok(&load);
         assert_eq!(add(&cluster, 5)["value"], 5);
+        let _ = taken(&cluster);
         std::thread::scope(|scope| {
             let upgraded = scope.spawn(|| cluster.ok(&["plugin", "upgrade", "versions", newer]));
             // It is tried where it starts at once, and waits for k2.
-            std::thread::sleep(std::time::Duration::from_millis(700));
+            wait_for("it is tried on k1", || (taken(&cluster) > 0).then_some(()));
             assert_eq!(add(&cluster, 20), json!({"value": 25, "version": "1.0.0"}), "{mode}");
             let _ = upgraded.join().expect("it is committed");
         });

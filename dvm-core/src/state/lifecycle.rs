@@ -81,7 +81,7 @@ impl State {
                     };
                     let reason = result.map(|r| r.reason.clone()).unwrap_or_default();
                     let pid = result.map_or(0, |r| r.pid);
-                    (*member, Instance { rank: Rank(rank as u16), state, pid, reason })
+                    (*member, Instance { rank: Rank(rank as u16), state, pid, reason, ran: HistoryIndex(0) })
                 });
                 let plugin = Plugin {
                     spec: (**spec).clone(),
@@ -134,6 +134,9 @@ impl State {
                 EventKind::InstanceRestarted { plugin: name, member, rank }
             }
             InstanceChange::Failed { failure, again } => {
+                if instance.state == InstanceState::Running {
+                    instance.ran = step.first;
+                }
                 instance.state = if *again { InstanceState::Starting } else { InstanceState::Failed };
                 instance.pid = 0;
                 instance.reason.clone_from(&failure.detail);

@@ -54,10 +54,11 @@ impl State {
             let free = self.members_for(&plugin.spec).filter(|m| !plugin.instances.contains_key(m));
             let Some(member) = free.min_by_key(|member| self.load_of(*member)) else { return false };
             let rank = plugin.next_rank();
-            plugin.instances.insert(member, Instance { rank, state, pid: 0, reason: String::new() });
+            let (pid, reason, ran) = (0, String::new(), HistoryIndex(0));
+            plugin.instances.insert(member, Instance { rank, state, pid, reason, ran });
             member
         };
-        placed.push(Placed { plugin: plugin.spec.name.clone(), member, state });
+        placed.push(Placed { plugin: plugin.spec.name.clone(), member, state, own: false });
         true
     }
 
@@ -117,7 +118,8 @@ impl State {
 }
 
 impl Plugin {
-    /// Has instances that failed for good begin again, as far as they are wanted: another version may do better.
+    /// Has instances that failed for good begin again, as far as they are wanted: another version may do better. Those who
+    /// failed last come first, and where none runs, the first of them has the state that the others take.
     pub(super) fn revive(&mut self, placed: &mut Vec<Placed>) {
         let lives = |i: &&Instance| matches!(i.state, InstanceState::Starting | InstanceState::Running);
         let live = self.instances.values().filter(lives).count();
@@ -125,13 +127,16 @@ impl Plugin {
             true => usize::from(self.spec.instances).saturating_sub(live),
             false => usize::MAX,
         };
+        let mut own = self.instances.values().all(|i| i.state != InstanceState::Running);
         let failed = self.instances.iter_mut().filter(|(_, i)| i.state == InstanceState::Failed);
         let mut failed: Vec<_> = failed.collect();
-        failed.sort_by_key(|(_, instance)| instance.rank);
+        failed.sort_by_key(|(_, instance)| (core::cmp::Reverse(instance.ran), instance.rank));
         for (member, instance) in failed.into_iter().take(wanted) {
             instance.state = InstanceState::Starting;
             instance.reason.clear();
-            placed.push(Placed { plugin: self.spec.name.clone(), member: *member, state: instance.state });
+            let (plugin, member, state) = (self.spec.name.clone(), *member, instance.state);
+            placed.push(Placed { plugin, member, state, own: own && instance.ran > HistoryIndex(0) });
+            own = false;
         }
     }
 

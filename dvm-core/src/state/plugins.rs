@@ -200,6 +200,8 @@ pub struct Instance {
     pub pid: u32,
     /// Why it failed, if it did.
     pub reason: String,
+    /// The entry that told of its end while it ran, the last time; 0 for none. Who failed last has seen most.
+    pub ran: HistoryIndex,
 }
 
 /// An instance that a member is to have from now on.
@@ -211,6 +213,9 @@ pub struct Placed {
     pub member: MemberId,
     /// `Starting` or `Keeping`; it may have been a keeper before it starts.
     pub state: InstanceState,
+    /// An instance that was there begins again with the state that it kept, and no other one has its own: not all that were
+    /// lost need have lost the same. False: the state is another's, where it is not a keeper's or a new one's.
+    pub own: bool,
 }
 
 /// Whether an instance runs.

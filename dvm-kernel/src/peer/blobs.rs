@@ -14,6 +14,9 @@ use tokio::sync::watch;
 /// Bytes kept of what nobody needs; the least recently used go first. One stays however large it is.
 const SPARE_MAX: u64 = 64 << 20;
 
+/// How many are kept at most of what nobody needs: each is a descriptor.
+const SPARE_COUNT: usize = 64;
+
 /// Blobs kept that are not whole and that nobody works on, and uploads of clients at a time.
 const PARTIAL_MAX: usize = 8;
 
@@ -178,7 +181,7 @@ impl Inner {
         for (_, hash, size, is_whole) in idle.into_iter().rev() {
             let keep = if is_whole {
                 (bytes, whole) = (bytes + size, whole + 1);
-                whole == 1 || bytes <= SPARE_MAX
+                whole == 1 || bytes <= SPARE_MAX && whole <= SPARE_COUNT
             } else {
                 partial += 1;
                 partial <= PARTIAL_MAX
@@ -244,6 +247,11 @@ mod tests {
         blobs.need(BTreeSet::new());
         assert!(kept(&first) && kept(&second));
         assert!(!kept(&needed) && !kept(&held));
+        for number in 0..2 * SPARE_COUNT {
+            put(&blobs, &number.to_le_bytes());
+        }
+        blobs.need(BTreeSet::new());
+        assert_eq!(blobs.lock().blobs.len(), SPARE_COUNT, "small ones are descriptors, too");
         let large = put(&blobs, &vec![6; SPARE_MAX as usize + 1]);
         blobs.need(BTreeSet::new());
         assert!(kept(&large) && !kept(&first) && !kept(&second), "one stays however large it is");

@@ -7,12 +7,12 @@
 use super::channel::{self, Open};
 use super::context::to_stderr;
 use dvm_plugin_api::client::Target;
-use dvm_plugin_api::host::{Asker, Context, Hosted, Hosting, Module};
+use dvm_plugin_api::host::{Asker, Context, Hosted, Hosting, LoadError, Module};
 use dvm_plugin_api::place::DvmPlace;
 use rustix::process::{Resource, Rlimit, Signal};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -96,8 +96,12 @@ fn asker(open: Open) -> Result<Asker, String> {
 
 /// Loads a library that cannot change any more.
 pub(super) fn load(library: OwnedFd) -> Result<Module, (&'static str, String)> {
-    // The loader takes what comes by the same path for the same library: so the number is never given away again.
-    let path = PathBuf::from(format!("/proc/self/fd/{}", library.into_raw_fd()));
+    // The loader takes what comes by the same path for the same library: the number of one that it has is never given away.
+    let path = PathBuf::from(format!("/proc/self/fd/{}", library.as_raw_fd()));
     // SAFETY: the library passed the check of its manifest, and is sealed.
-    unsafe { Module::load(&path) }.map_err(|error| (error.code(), error.to_string()))
+    let module = unsafe { Module::load(&path) };
+    if !module.as_ref().is_err_and(LoadError::leaves_nothing) {
+        std::mem::forget(library);
+    }
+    module.map_err(|error| (error.code(), error.to_string()))
 }

@@ -63,8 +63,8 @@ pub(super) type Asker = oneshot::Sender<Result<Result<Value, String>, ReplyError
 pub(super) enum Message {
     /// The next thing to tell it.
     Item(Item),
-    /// Start, from what was kept.
-    Begin,
+    /// Start. A keeper has what is to be begun with; one that failed for good has it if it is its `own`.
+    Begin { own: bool },
     /// It is the primary from here on, and may act from then on.
     Promoted { fence: u64, from: Instant },
     /// The time has come for the primary with this token to act.
@@ -211,6 +211,8 @@ pub(super) struct Instance<P> {
     history: History,
     /// It applies what it is told, and does not only keep it.
     applies: bool,
+    /// Its next state must be another's, though it has one itself.
+    borrows: bool,
     /// The token of its promotion and when it may begin to act, while it is the primary.
     primary: Option<(u64, Instant)>,
     /// The configuration that the child was started with.
@@ -264,6 +266,7 @@ pub(super) fn start<P: Peers>(shared: Arc<Shared<P>>, beginning: Beginning) -> H
         own: to.downgrade(),
         gauge: gauge.clone(),
         applies: all_apply(spec.mode),
+        borrows: false,
         primary: None,
         child_config: base.config.clone(),
         asked: (Instant::now() - ROUND, false),
@@ -307,7 +310,7 @@ impl<P: Peers> Instance<P> {
                 () = sleep_until(again) => continue,
             };
             match message {
-                Some(Message::Begin) => return Phase::Launching { tells: Tells::Started },
+                Some(Message::Begin { .. }) => return Phase::Launching { tells: Tells::Started },
                 None | Some(Message::Stop) => return Phase::Over,
                 Some(message) => self.while_down(message, "it stands by", false),
             }
@@ -389,7 +392,10 @@ impl<P: Peers> Instance<P> {
         loop {
             match self.inbox.recv().await {
                 None | Some(Message::Stop) => return Phase::Over,
-                Some(Message::Begin) => return Phase::Launching { tells: Tells::Started },
+                Some(Message::Begin { own }) => {
+                    self.borrows = !own;
+                    return Phase::Launching { tells: Tells::Started };
+                }
                 Some(message) => self.while_down(message, why, true),
             }
         }
@@ -411,14 +417,15 @@ impl<P: Peers> Instance<P> {
         let (applies, library) = (self.is_to_apply(), self.spec.library.hash);
         let until = if applies { Until::Restored } else { Until::Started };
         let next = self.next.take();
+        let must = own.state == Start::Elsewhere || self.borrows;
         let work = async move {
             if tells == Tells::Restarted {
                 sleep(RESTART).await;
             }
             // What begins again though nothing is wrong with it has its own state.
-            let bundle = match own.state == Start::Elsewhere || applies && tells != Tells::Moved {
+            let bundle = match must || applies && tells != Tells::Moved {
                 _ if spec.stateless => None,
-                true => source.obtain(&shared, &spec, own.state == Start::Elsewhere, deadline).await?,
+                true => source.obtain(&shared, &spec, must, deadline).await?,
                 false => None,
             };
             let (base, replies) = match bundle {
@@ -491,6 +498,7 @@ impl<P: Peers> Instance<P> {
     fn launched(&mut self, link: Link, base: Base, replies: Option<Tail>, tells: Tells) -> Phase {
         let index = base.index;
         if let Some(replies) = replies {
+            self.borrows = false;
             self.killers.clear();
             self.replies.extend(replies);
             self.history.rebase(base);
@@ -563,10 +571,16 @@ impl<P: Peers> Instance<P> {
                 let index = item.index;
                 // Without a state of its own it may let items go: it needs a later state then.
                 if self.push(item).is_err() {
+                    if for_good && self.has_state() {
+                        tracing::warn!(
+                            plugin = self.spec.name,
+                            "too much came since it failed: its state is given up"
+                        );
+                    }
                     self.history.skip_to(index);
                 }
             }
-            Message::Begin | Message::Stop | Message::Act { .. } | Message::Lease { .. } => {}
+            Message::Begin { .. } | Message::Stop | Message::Act { .. } | Message::Lease { .. } => {}
             Message::Promoted { fence, from } => self.primary = Some((fence, from)),
             Message::Demoted => self.primary = None,
             Message::Newer(bundle) => self.newer(bundle),
@@ -579,7 +593,7 @@ impl<P: Peers> Instance<P> {
             Message::Query { asker, .. } => drop(asker.send(Err(self.not_running(why)))),
             Message::Snapshot { answer, .. } => drop(answer.send(None)),
             Message::State { answer } => drop(answer.send(self.kept())),
-            Message::Upgrade { library, next } => self.upgraded(library, next),
+            Message::Upgrade { library, next } => self.upgraded(library, next.filter(|_| !for_good)),
             Message::Validate { answer, .. } => drop(answer.send(Err(not_validated(why)))),
             Message::Attach(attach) => attach.refuse(self.not_running(why).to_string()),
             Message::Kill(done) => drop(done.send(false)),

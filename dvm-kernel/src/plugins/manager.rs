@@ -396,7 +396,7 @@ impl<P: Peers> Manager<P> {
             loaded.placed = true;
             match (placed.state, &loaded.instance) {
                 // What was kept is begun with.
-                (InstanceState::Starting, Some(_)) => loaded.tell(Message::Begin).await,
+                (InstanceState::Starting, Some(_)) => loaded.tell(Message::Begin { own: placed.own }).await,
                 (InstanceState::Starting, None) => {
                     self.begin_elsewhere(&placed.plugin, Phase::Launching { tells: Tells::Started });
                 }

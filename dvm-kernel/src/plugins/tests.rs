@@ -381,11 +381,60 @@ async fn an_upgrade_revives_what_failed_for_good() {
             }
         }
         world.command(json!({"add": 1})).await;
+        world.placed.clear();
         assert!(world.upgrade(newer_counter(), 1).await.committed);
+        let placed = world.placed.iter().map(|placed| (placed.member.0 as usize - 1, placed.own));
+        let wanted = match failing {
+            // It takes the other one's state.
+            [1] => vec![(1, false)],
+            // Who failed last goes on with its own.
+            _ => vec![(1, true), (0, false)],
+        };
+        assert_eq!(placed.collect::<Vec<_>>(), wanted, "{mode:?}, {failing:?}");
         world.until(|world| (0..2).all(|at| state(world, at) == InstanceState::Running)).await;
         let last = world.command(json!({"add": 1})).await;
         for at in 0..2 {
             assert_eq!(world.reply(at, last).await, value(22), "{mode:?}, {failing:?}");
+        }
+    }
+}
+
+/// Instances that a command ended may differ in what they think ended them: they go on with one state all the same.
+#[tokio::test]
+async fn what_is_revived_together_has_one_state() {
+    for (mode, round) in [(Mode::Parallel, 0), (Mode::Hot, 0), (Mode::Parallel, 1), (Mode::Hot, 1)] {
+        let mut world = World::new(2).await;
+        let asked = |spec: &mut PluginSpec| (spec.mode, spec.instances, spec.restart.times) = (mode, 2, 0);
+        assert!(world.load(&[("faults", "true"), ("slow_ms", "1")], asked).await.committed);
+        let states = |world: &World| {
+            let plugin = world.state.plugins.get("counter").expect("loaded");
+            plugin.instances.values().map(|instance| instance.state).collect::<Vec<_>>()
+        };
+        let mut adds = 0;
+        for _ in 0..5 * round {
+            world.command(json!({"add": 1})).await;
+            adds += 1;
+        }
+        world.command(json!({"fail": "exit"})).await;
+        for _ in 0..5 {
+            world.command(json!({"add": 1})).await;
+            adds += 1;
+        }
+        let all = |world: &World, wanted| states(world).iter().all(|state| *state == wanted);
+        world.until(|world| all(world, InstanceState::Failed)).await;
+        // Where the command was not known for what it is, it ends the one that begins again; the other one waits for it.
+        for upgrades in 1.. {
+            assert!(upgrades <= 4, "{mode:?}, {round}: {:?}", states(&world));
+            assert!(world.upgrade(newer_counter(), 1).await.committed);
+            let failed = |world: &World| states(world).contains(&InstanceState::Failed);
+            world.until(|world| failed(world) || all(world, InstanceState::Running)).await;
+            if !failed(&world) {
+                break;
+            }
+        }
+        let last = world.command(json!({"add": 1})).await;
+        for at in 0..2 {
+            assert_eq!(world.reply(at, last).await, value(adds + 1), "{mode:?}, {round}");
         }
     }
 }

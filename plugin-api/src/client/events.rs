@@ -267,7 +267,11 @@ impl Events {
                     Ok(Some(message)) if message.id != *id => continue,
                     Ok(Some(ToClient { answer: Ok(Answer::Status(status)), .. })) => {
                         // A DVM that is founded later under this name has such an index, too.
-                        self.since = Since::Cursor(status.cursor.clone());
+                        self.since = match status.cursor.is_empty() {
+                            false => Since::Cursor(status.cursor.clone()),
+                            // An older kernel.
+                            true => Since::Index(status.index),
+                        };
                         let Link::Placing { connection, .. } = self.replace_link(now) else {
                             unreachable!("it was placed above")
                         };

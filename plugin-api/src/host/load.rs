@@ -58,6 +58,12 @@ pub enum LoadError {
 }
 
 impl LoadError {
+    /// Whether the loader has given the library up, so that no part of it is mapped.
+    #[must_use]
+    pub fn leaves_nothing(&self) -> bool {
+        !matches!(self, Self::Abi { .. })
+    }
+
     /// The code that transactions carry.
     #[must_use]
     pub fn code(&self) -> &'static str {

@@ -21,7 +21,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Set for the child.
 const WATCHED: &str = "DVM_PLUGIN_TEST_WATCHED";
@@ -136,20 +136,32 @@ fn watch(plugin: &str, limit: Duration) -> io::Result<exit::Result> {
     drop(command);
     ours.set_read_timeout(Some(limit))?;
     let (mut lines, mut line, mut at) = (BufReader::new(ours), String::new(), Position::default());
-    let late = loop {
+    let mut late = loop {
         line.clear();
         match lines.read_line(&mut line) {
             Ok(0) => break false,
-            Ok(_) => at = serde_json::from_str(&line)?,
+            Ok(_) => match serde_json::from_str(&line)? {
+                Position { over: true, .. } => {
+                    at.over = true;
+                    break false;
+                }
+                told => at = told,
+            },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break true,
             Err(error) => return Err(error),
         }
     };
+    // The library's last words are its destructors'.
+    let until = Instant::now() + limit;
+    while !late && child.try_wait()?.is_none() {
+        late = Instant::now() >= until;
+        std::thread::sleep(Duration::from_millis(2));
+    }
     if late {
         child.kill()?;
     }
     let status = child.wait()?;
-    if at.over && !late {
+    if at.over && status.code().is_some() {
         return Ok(Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::FAILURE)));
     }
     Ok(Err(ended(plugin, &at, late.then_some(limit), status)))
@@ -157,7 +169,7 @@ fn watch(plugin: &str, limit: Duration) -> io::Result<exit::Result> {
 
 /// The failure of a plug-in that ended its process, or did not go on.
 fn ended(plugin: &str, at: &Position, late: Option<Duration>, status: ExitStatus) -> Failure {
-    let Position { mode, seed, step, command, .. } = at;
+    let Position { mode, seed, step, command, over } = at;
     let how = match (late, status.code(), status.signal()) {
         (Some(limit), ..) => format!("nothing has happened for {:.1} s", limit.as_secs_f64()),
         (None, Some(code), _) => format!("it exited with code {code}"),
@@ -168,6 +180,9 @@ fn ended(plugin: &str, at: &Position, late: Option<Duration>, status: ExitStatus
         return failed(format!("{plugin} {what} when it is loaded"))
             .cause(how)
             .hint("a debugger finds it with --here");
+    }
+    if *over {
+        return failed(format!("{plugin} {what} when all is over, and nothing broke before")).cause(how);
     }
     failed(format!("{plugin} {what} in mode {mode}, under seed {seed}"))
         .cause(format!("{how}, in step {step}, for which {command} was drawn"))

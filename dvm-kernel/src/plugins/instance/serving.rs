@@ -285,7 +285,7 @@ impl<P: Peers> Instance<P> {
                     self.history.skip_to(index);
                 }
             }
-            Message::Begin => {}
+            Message::Begin { .. } => {}
             Message::Promoted { fence, from } => self.promoted(fence, from, serving)?,
             Message::Act { fence } if self.primary.is_some_and(|(token, _)| token == fence) => {
                 if let Some(notices) = &serving.notices {

@@ -76,6 +76,8 @@ pub(super) struct World {
     serial: u64,
     /// Instance events so far.
     pub(super) events: Vec<EventKind>,
+    /// Instances placed so far.
+    pub(super) placed: Vec<Placed>,
 }
 
 /// A file beside the tests' own executable.
@@ -120,7 +122,14 @@ impl World {
             state.members.insert(identity.id, MemberRecord { identity, leaving: None, mistaken: None });
         }
         let neighbours = Neighbours { library: Arc::new(library), ..Neighbours::default() };
-        let mut world = Self { state, managers: Vec::new(), neighbours, serial: 0, events: Vec::new() };
+        let mut world = Self {
+            state,
+            managers: Vec::new(),
+            neighbours,
+            serial: 0,
+            events: Vec::new(),
+            placed: Vec::new(),
+        };
         for number in 0..members {
             world.add(identity(number)).await;
         }
@@ -195,6 +204,7 @@ impl World {
         let key = Key { lnum: dvm_core::ids::Lamport(self.serial), origin: Rank(0) };
         let effect = self.state.apply(key, Label::Confirmed, content);
         self.events.extend(effect.events.iter().map(|event| event.kind.clone()));
+        self.placed.extend(effect.placed.iter().cloned());
         let first = effect.entry.first;
         let delivery = Delivery {
             entry: Arc::new(effect.entry),
