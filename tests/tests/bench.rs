@@ -45,7 +45,7 @@ fn launches_follow_each_other_at_once() {
 #[test]
 fn every_loss_is_told_and_made_up_for() {
     let document = bench(&["failover", "--runs", "2"]);
-    for path in ["/event_ms", "/plugin_ms", "/takeover_ms", "/warm_takeover_ms"] {
+    for path in ["/event_ms", "/plugin_ms", "/takeover_ms", "/warm_takeover_ms", "/single_takeover_ms"] {
         assert!(p50(&document, path) > 0.0);
     }
 }

@@ -51,15 +51,15 @@ pub(super) fn failover(
         times.extend(ms);
         replace(fleet)?;
     }
-    let (mut crashes, mut hot, mut warm) = match library::find("counter") {
+    let (mut crashes, [mut hot, mut warm, mut single]) = match library::find("counter") {
         Ok(library) => {
             let (fleet, _) = subject.own.as_mut().expect("started above");
             let crashes = takeover::crashes(fleet, &library, args.runs)?;
-            let hot = takeover::takeovers(fleet, &library, "hot", args.runs)?;
-            (crashes, hot, takeover::takeovers(fleet, &library, "warm", args.runs)?)
+            let mut takeovers = |mode| takeover::takeovers(fleet, &library, mode, args.runs);
+            (crashes, [takeovers("hot")?, takeovers("warm")?, takeovers("single")?])
         }
         // Without the example plug-in there is nothing to crash or to take over.
-        Err(_) => (Vec::new(), Vec::new(), Vec::new()),
+        Err(_) => Default::default(),
     };
     let told = |times: &mut Vec<f64>| match times.is_empty() {
         true => Value::Null,
@@ -76,6 +76,7 @@ pub(super) fn failover(
         "plugin_ms": told(&mut crashes),
         "takeover_ms": told(&mut hot),
         "warm_takeover_ms": told(&mut warm),
+        "single_takeover_ms": told(&mut single),
     })));
     Ok(document)
 }

@@ -57,7 +57,8 @@ pub(super) fn takeovers(
     mode: &str,
     runs: usize,
 ) -> Result<Vec<f64>, Failure> {
-    let instances = u16::try_from(fleet.started.len().min(3)).ok();
+    let instances = if mode == "single" { 1 } else { fleet.started.len().min(3) };
+    let instances = u16::try_from(instances).ok();
     let shape = |load| dvm_plugin_api::local::Load { mode: mode.into(), instances, ..load };
     plugin::load_in(&mut fleet.client()?, library, shape, LIMIT)?;
     let (mut times, mut acknowledged) = (Vec::new(), 0);
