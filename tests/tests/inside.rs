@@ -359,3 +359,31 @@ fn one_that_is_ended_by_request_is_started_again() {
     assert_eq!(add(&cluster, 1), 4);
     assert_eq!(value_at(&cluster, "k1"), 4);
 }
+
+/// A library that the loader refuses leaves nothing in the kernel, however often it is tried.
+#[test]
+fn what_the_loader_refuses_leaves_no_descriptor() {
+    if !has(&["cc"], "a plug-in that lacks a symbol") {
+        return;
+    }
+    let cluster = Cluster::up(1, &[]);
+    let source = cluster.home().join("lacking.c");
+    let versions = root().join("tests/programs/versions.c");
+    let text = format!(
+        "#include \"{}\"\nint mpi_thing(void);\nextern int (*const lacking)(void);\n\
+         int (*const lacking)(void) = mpi_thing;\n",
+        versions.display()
+    );
+    fs::write(&source, text).expect("written");
+    let library = cluster.plugin(&source, "lacking", &[]);
+    let library = library.to_str().expect("text");
+    let held = || fs::read_dir(format!("/proc/{}/fd", cluster.pid("k0"))).expect("it runs").count();
+    let try_it = || {
+        let refused = cluster.json(&["plugin", "load", library, "--placement", "kernel"]).exits(4).json();
+        assert!(refused["results"][0]["reason"].as_str().expect("text").contains("mpi_thing"), "{refused}");
+    };
+    try_it();
+    let before = held();
+    (0..10).for_each(|_| try_it());
+    wait_for("as many descriptors as before", || (held() <= before).then_some(()));
+}
