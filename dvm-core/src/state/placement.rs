@@ -119,7 +119,8 @@ impl State {
 
 impl Plugin {
     /// Has instances that failed for good begin again, as far as they are wanted: another version may do better. Those who
-    /// failed last come first, and where none runs, the first of them has the state that the others take.
+    /// failed last come first, and where none runs, the first of them has the state that the others take: it is wanted even
+    /// where as many were placed in their stead, who wait for it.
     pub(super) fn revive(&mut self, placed: &mut Vec<Placed>) {
         let lives = |i: &&Instance| matches!(i.state, InstanceState::Starting | InstanceState::Running);
         let live = self.instances.values().filter(lives).count();
@@ -128,6 +129,7 @@ impl Plugin {
             false => usize::MAX,
         };
         let mut own = self.instances.values().all(|i| i.state != InstanceState::Running);
+        let wanted = wanted.max(usize::from(own));
         let failed = self.instances.iter_mut().filter(|(_, i)| i.state == InstanceState::Failed);
         let mut failed: Vec<_> = failed.collect();
         failed.sort_by_key(|(_, instance)| (core::cmp::Reverse(instance.ran), instance.rank));

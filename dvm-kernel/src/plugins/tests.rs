@@ -439,6 +439,42 @@ async fn what_is_revived_together_has_one_state() {
     }
 }
 
+/// On members that are free, others were placed in their stead, and they have nobody to take a state from.
+#[tokio::test]
+async fn what_failed_for_good_has_the_state_that_those_in_its_stead_wait_for() {
+    let mut world = World::new(4).await;
+    let asked = |spec: &mut PluginSpec| {
+        (spec.mode, spec.instances, spec.restart.times) = (Mode::Hot, 2, 0);
+    };
+    assert!(world.load(&[("faults", "true")], asked).await.committed);
+    for _ in 0..20 {
+        world.command(json!({"add": 1})).await;
+    }
+    let state_of = |world: &World, wanted| {
+        let plugin = world.state.plugins.get("counter").expect("loaded");
+        plugin.instances.values().filter(|instance| instance.state == wanted).count()
+    };
+    world.command(json!({"fail": "exit"})).await;
+    world.until(|world| state_of(world, InstanceState::Failed) == 2).await;
+    assert_eq!((state_of(&world, InstanceState::Starting), state_of(&world, InstanceState::Running)), (2, 0));
+    for upgrades in 1.. {
+        assert!(upgrades <= 3, "the command that ended them is left out the second time");
+        assert!(world.upgrade(newer_counter(), 1).await.committed);
+        let failed = world.count("instance-failed");
+        world
+            .until(|world| {
+                state_of(world, InstanceState::Running) > 0 || world.count("instance-failed") > failed
+            })
+            .await;
+        if state_of(&world, InstanceState::Running) > 0 {
+            break;
+        }
+    }
+    world.until(|world| state_of(world, InstanceState::Running) == 3).await;
+    let last = world.command(json!({"add": 1})).await;
+    assert_eq!(world.reply(primary(&world), last).await, value(21));
+}
+
 #[tokio::test]
 async fn an_instance_that_uses_more_processor_time_than_it_may_is_ended() {
     let mut world = World::new(1).await;
