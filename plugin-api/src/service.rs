@@ -342,6 +342,10 @@ pub fn too_many_processes(plugin: &str) -> String {
     format!("{PROCESSES_MAX} processes of `{plugin}` run here already")
 }
 
+/// The reply to a command at which every instance was lost. It is nobody's own word.
+#[doc(hidden)]
+pub const LEFT_OUT: &str = "the plug-in fails at this; it took no effect";
+
 /// What is said where nothing is named that could be run.
 #[doc(hidden)]
 pub const NO_PROGRAM: &str = "no program is named: argv is empty";

@@ -188,27 +188,7 @@ fn the_program_of_the_book_hears_of_a_dead_member_in_its_own_loop() {
         tally.env("DVM_URI", cluster.uri(member));
         Runner::start(tally)
     };
-    let add = |count: i64| {
-        cluster.ok(&["call", "tally", &json!({"add": count}).to_string()])["reply"]["value"].clone()
-    };
-    let first = start("k0");
-    first.told("primary at 0");
-    assert_eq!(add(3), json!(6));
-    // Whichever joined first has the other instance.
-    let shown = cluster.ok(&["plugin", "show", "tally"]);
-    let instances = shown["instances"].as_array().expect("instances");
-    let is_at = |member: &str| instances.iter().any(|instance| instance["member"] == json!(member));
-    let (standby, other) = if is_at("k1") { ("k1", "k2") } else { ("k2", "k1") };
-    let second = start(standby);
-    second.told("standby at 6");
-    cluster.kill(other);
-    let failed = format!("{other} failed");
-    first.told(&failed);
-    second.told(&failed);
-    assert_eq!(add(1), json!(8));
-    first.kill();
-    second.told("primary at 8");
-    assert_eq!(add(1), json!(10));
+    let second = Runner::tally(&cluster, start);
     let _ = cluster.ok(&["plugin", "unload", "tally"]);
     let _ = second.ends();
 }

@@ -139,10 +139,7 @@ impl Server {
                 let note = match last {
                     Some(lost) => Some(lost),
                     // The branch had nothing of its own.
-                    None => {
-                        let more = json!({"fork_index": resume, "discarded": 0, "journal": null, "resume_index": resume});
-                        self.note_now("partition-lost", more).await
-                    }
+                    None => self.partition_lost(resume.0, 0).await,
                 };
                 if let Some(note) = note.filter(|note| wanted.has(note)) {
                     outgoing.send(event(note)).await?;
@@ -150,14 +147,19 @@ impl Server {
             }
             // The DVM that was read is gone with all it had, and this one has begun anew.
             Found::OtherDvm(last) => {
-                let more = json!({"fork_index": 0, "discarded": last.0, "journal": null, "resume_index": 0});
-                let note = self.note_now("partition-lost", more).await;
+                let note = self.partition_lost(0, last.0).await;
                 if let Some(note) = note.filter(|note| wanted.has(note)) {
                     outgoing.send(event(note)).await?;
                 }
             }
         }
         Ok(true)
+    }
+
+    /// Everything behind an index, so many entries, is lost to a reader, and no journal has it.
+    async fn partition_lost(&self, fork: u64, discarded: u64) -> Option<EventDoc> {
+        let more = json!({"fork_index": fork, "discarded": discarded, "journal": null, "resume_index": fork});
+        self.note_now("partition-lost", more).await
     }
 
     async fn note_now(&self, kind: &str, more: Value) -> Option<EventDoc> {

@@ -33,6 +33,7 @@ use dvm_core::state::{
     InstanceChange, InstanceFailure, InstanceReport, Library, Limits, Mode, Payload, Placement, PluginSpec,
     SnapshotEvery,
 };
+use dvm_plugin_api::service::LEFT_OUT;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
@@ -507,7 +508,7 @@ impl<P: Peers> Instance<P> {
             self.history.rewind();
             for index in std::mem::take(&mut self.killers) {
                 self.history.remove(index);
-                self.replies.keep(index, Err("the plug-in fails at this; it took no effect".into()));
+                self.replies.keep(index, Err(LEFT_OUT.into()));
                 self.settle(index);
             }
         }

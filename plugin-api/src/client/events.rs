@@ -1,8 +1,8 @@
 //! A stream of events that outlives the kernel it comes from.
 //!
-//! It goes on at another kernel of the DVM on this host, right after the last event, when its own is lost or says nothing to a
-//! question. Where there is none it tells `detached` once and tries again whenever its caller asks for events. No event is told twice, none is missed:
-//! what no kernel keeps any more is told as `overflow` by the kernel.
+//! It goes on at another kernel of the DVM on this host, right after the last event, when its own is lost or says nothing
+//! to a question. Where there is none it tells `detached` once and tries again whenever its caller asks for events. No
+//! event is told twice, none is missed: what no kernel keeps any more is told as `overflow` by the kernel.
 
 use super::connection::{Connection, With};
 use super::search::{Search, Step};

@@ -575,7 +575,7 @@ impl Dvm {
     fn leave_out(&mut self, position: usize) {
         if self.items.get(position).is_some_and(|item| item.left_out) && self.records[position + 1].is_none()
         {
-            let reply = Err("the plug-in fails at this; it took no effect".into());
+            let reply = Err(crate::service::LEFT_OUT.into());
             self.records[position + 1] = Some(Record { member: "all".into(), reply, state: None });
         }
     }

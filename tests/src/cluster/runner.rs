@@ -52,6 +52,37 @@ impl Runner {
         runner
     }
 
+    /// The book's tally, in whatever language, on three members with a step of 2: `start` starts one for a member. A member
+    /// is lost, and then the program that is the primary; the one that took over is returned.
+    ///
+    /// # Panics
+    /// When it does not go as the book says.
+    #[must_use]
+    pub fn tally(cluster: &Cluster, start: impl Fn(&str) -> Self) -> Self {
+        let add = |count: i64| {
+            cluster.ok(&["call", "tally", &json!({"add": count}).to_string()])["reply"]["value"].clone()
+        };
+        let first = start("k0");
+        first.told("primary at 0");
+        assert_eq!(add(3), json!(6));
+        // Whichever joined first has the other instance.
+        let shown = cluster.ok(&["plugin", "show", "tally"]);
+        let instances = shown["instances"].as_array().expect("instances");
+        let is_at = |member: &str| instances.iter().any(|instance| instance["member"] == json!(member));
+        let (standby, other) = if is_at("k1") { ("k1", "k2") } else { ("k2", "k1") };
+        let second = start(standby);
+        second.told("standby at 6");
+        cluster.kill(other);
+        let failed = format!("{other} failed");
+        first.told(&failed);
+        second.told(&failed);
+        assert_eq!(add(1), json!(8));
+        first.kill();
+        second.told("primary at 8");
+        assert_eq!(add(1), json!(10));
+        second
+    }
+
     /// Waits until it has printed a line that has this.
     ///
     /// # Panics

@@ -6,6 +6,7 @@ use crate::settings::with_receipt;
 use crate::state::read_value;
 use clap::Args;
 use dvm_plugin_api::local::{Answer, Failure, FailureCode, Request};
+use dvm_plugin_api::service::LEFT_OUT;
 use serde_json::json;
 
 #[derive(Debug, Args)]
@@ -51,9 +52,6 @@ pub(crate) fn call(context: &Context, args: CallArgs) -> exit::Result {
         Err(error) => Err(told(&args.plugin, error, &member)),
     }
 }
-
-/// What kernels say of a command that they leave out.
-const LEFT_OUT: &str = "the plug-in fails at this; it took no effect";
 
 /// A reply that is an error: the plug-in's own word, or that it failed before it had one.
 fn told(plugin: &str, error: String, member: &str) -> Failure {
